@@ -1,0 +1,1 @@
+//! The Kubernetes-facing types: custom resources, labels, annotations

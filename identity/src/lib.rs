@@ -1,0 +1,1 @@
+//! SPIFFE IDs, X.509-SVIDs, trust bundles, and the TLS configurations built from them

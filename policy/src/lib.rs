@@ -1,0 +1,1 @@
+//! The policy model and its evaluation: pure functions, no I/O

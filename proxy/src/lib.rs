@@ -1,0 +1,1 @@
+//! The sidecar proxy: the data path of the mesh

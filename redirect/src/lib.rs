@@ -1,0 +1,1 @@
+//! Traffic capture in a network namespace
