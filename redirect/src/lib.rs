@@ -1,1 +1,32 @@
-//! Traffic capture in a network namespace
+//! Traffic capture in a network namespace.
+//!
+//! One [`CaptureConfig`] becomes one abstract [`RuleSet`], and a back end
+//! ([`Capture`]; today [`NfTables`]) puts it into the kernel, shows it and
+//! takes it out again. Everything works on the network namespace of the
+//! *calling thread*; whoever wants another one enters it first.
+//!
+//! The crate also holds the socket calls that capture needs on the other
+//! side: where a redirected connection wanted to go ([`original_dst`]), the
+//! mark that exempts the proxy's own connections ([`set_mark`]), and
+//! keepalive ([`set_keepalive`]).
+
+mod capture;
+mod config;
+mod nftables;
+mod original_dst;
+mod rules;
+mod socket;
+mod state;
+
+pub use capture::{Applied, Capture, CaptureError, Removed};
+pub use config::{
+    CaptureConfig, Exempt, InvalidConfig, PROXY_MARK, PROXY_UID, Problem, UnknownExempt,
+};
+pub use nftables::NfTables;
+pub use original_dst::{NotRedirected, OriginalDestination, original_dst};
+pub use rules::{
+    Action, CANARY_APPLICATION_PORT, CANARY_PROXY_PORT, CANARY_V4, CANARY_V6, HEALTH_PORT, Hook,
+    METRICS_PORT, Match, Purpose, Rule, RuleSet,
+};
+pub use socket::{KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, set_keepalive, set_mark};
+pub use state::{CaptureState, ShownBody, ShownRule};

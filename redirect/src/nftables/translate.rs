@@ -1,0 +1,128 @@
+//! One rule of ours as nf_tables has it, and back.
+
+use ipnet::IpNet;
+use nlink::netlink::nftables::{
+    CmpOp, Expr, Family, Field, Item, Match as KernelMatch, MatchOp, MetaKey, Register,
+    Rule as KernelRule, RuleInfo, RuleSpec, Stmt, Value, Verdict,
+};
+
+use crate::{Action, Hook, Match, Purpose, Rule};
+
+/// `IPPROTO_TCP`.
+const TCP: u8 = 6;
+
+/// The rule as a message to the kernel, with a counter before the action and
+/// the purpose as its comment.
+pub(super) fn to_kernel(table: &str, family: Family, rule: &Rule) -> KernelRule {
+    let mut spec = RuleSpec::new();
+    for condition in &rule.matches {
+        for item in items(condition) {
+            spec.push(item);
+        }
+    }
+    spec.push(Stmt::Counter);
+    match rule.action {
+        Action::Accept => spec.push(Verdict::Accept),
+        Action::Redirect(port) => spec.push(Stmt::Redirect(Some(port))),
+    }
+    let spec = spec.comment(rule.purpose.as_str());
+    KernelRule::from_spec(table, rule.hook.as_str(), spec).family(family)
+}
+
+fn items(condition: &Match) -> Vec<Item> {
+    let one = |field, value: Value| vec![KernelMatch::eq(field, value).into()];
+    match condition {
+        Match::Tcp => one(Field::L4Proto, TCP.into()),
+        Match::DestinationPort(port) => one(Field::TcpDport, (*port).into()),
+        Match::Destination(net) => one(
+            match net {
+                IpNet::V4(_) => Field::Ip4Daddr,
+                IpNet::V6(_) => Field::Ip6Daddr,
+            },
+            Value::Prefix(net.addr(), net.prefix_len()),
+        ),
+        Match::SocketUid(uid) => socket_uid(*uid).to_vec(),
+        Match::Mark(mark) => one(Field::Mark, (*mark).into()),
+        Match::OutInterface(name) => one(Field::Oifname, name.as_str().into()),
+        Match::InInterface(name) => one(Field::Iifname, name.as_str().into()),
+    }
+}
+
+/// `meta skuid`, which nlink has no typed match for. The register holds the
+/// UID in host order.
+fn socket_uid(uid: u32) -> [Item; 2] {
+    let load = Expr::Meta {
+        dreg: Register::R0,
+        key: MetaKey::SkUid,
+    };
+    let compare = Expr::Cmp {
+        sreg: Register::R0,
+        op: CmpOp::Eq,
+        data: uid.to_ne_bytes().to_vec(),
+    };
+    [load.into(), compare.into()]
+}
+
+/// The rule that the kernel has, or `None` when Byrnie writes none like it.
+pub(super) fn from_kernel(info: &RuleInfo) -> Option<Rule> {
+    let spec = info.spec();
+    let hook = Hook::ALL
+        .into_iter()
+        .find(|hook| hook.as_str() == info.chain)?;
+    let purpose = Purpose::from_label(spec.comment_ref()?)?;
+    let mut matches = Vec::new();
+    let mut items = spec.items().iter();
+    let action = loop {
+        match items.next()? {
+            Item::Match(found) => matches.push(condition(found)?),
+            Item::Expr(Expr::Meta {
+                key: MetaKey::SkUid,
+                ..
+            }) => matches.push(uid_condition(items.next()?)?),
+            Item::Stmt(Stmt::Counter) => {}
+            Item::Stmt(Stmt::Redirect(Some(port))) => break Action::Redirect(*port),
+            Item::Verdict(Verdict::Accept) => break Action::Accept,
+            _ => return None,
+        }
+    };
+    items.next().is_none().then_some(Rule {
+        hook,
+        matches,
+        action,
+        purpose,
+    })
+}
+
+fn condition(found: &KernelMatch) -> Option<Match> {
+    if found.op != MatchOp::Eq {
+        return None;
+    }
+    Some(match (&found.field, &found.value) {
+        (Field::L4Proto, Value::Int(protocol)) if *protocol == u64::from(TCP) => Match::Tcp,
+        (Field::TcpDport, Value::Int(port)) => Match::DestinationPort(u16::try_from(*port).ok()?),
+        (Field::Mark, Value::Int(mark)) => Match::Mark(u32::try_from(*mark).ok()?),
+        (Field::Oifname, Value::Name(name)) => Match::OutInterface(name.clone()),
+        (Field::Iifname, Value::Name(name)) => Match::InInterface(name.clone()),
+        (Field::Ip4Daddr | Field::Ip6Daddr, Value::Addr(address)) => {
+            Match::Destination(IpNet::from(*address))
+        }
+        (Field::Ip4Daddr | Field::Ip6Daddr, Value::Prefix(address, length)) => {
+            Match::Destination(IpNet::new(*address, *length).ok()?)
+        }
+        _ => return None,
+    })
+}
+
+fn uid_condition(compare: &Item) -> Option<Match> {
+    match compare {
+        Item::Expr(Expr::Cmp {
+            op: CmpOp::Eq,
+            data,
+            ..
+        }) => {
+            let bytes: [u8; 4] = data.as_slice().try_into().ok()?;
+            Some(Match::SocketUid(u32::from_ne_bytes(bytes)))
+        }
+        _ => None,
+    }
+}
