@@ -1,0 +1,73 @@
+//! Every bound of the data path, each with its reason. `docs/architecture.md` names this file for operators.
+
+use std::time::Duration;
+
+/// From the first byte of a TLS handshake to its last. A full mutual handshake costs two round trips and 0.3 ms of CPU;
+/// five seconds cover three lost packets in a row (initial RTO 1 s, doubled) and no more.
+pub const TLS_HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// For a TCP connection to open, to a pod or to the application: two lost SYNs (1 s + 2 s).
+pub const CONNECT: Duration = Duration::from_secs(3);
+
+/// From `OPEN` to its answer, at the client: the server's own [`CONNECT`] to its application, and a second for the way.
+pub const OPEN_TO_ACCEPT: Duration = Duration::from_secs(4);
+
+/// In permissive mode, on a port not declared server-first, how long a silent client keeps the application's bytes back:
+/// until then it is not known whether the client will speak TLS.
+pub const PERMISSIVE_SILENCE: Duration = Duration::from_millis(500);
+
+/// How long an idle tunnel stays in the client's pool, before up to 25 % of jitter is taken off: long enough for the
+/// pauses of connection pools and health checks, short enough that a scaled-down pod is forgotten.
+pub const IDLE_TUNNEL: Duration = Duration::from_secs(60);
+
+/// How old a tunnel may be when a new stream begins, so that load spreads over new endpoints.
+pub const TUNNEL_AGE: Duration = Duration::from_secs(600);
+
+/// How long the server keeps a tunnel between streams: twice what the client does, because only clients close idle
+/// tunnels; were both to, an `OPEN` could cross a close.
+pub const SERVER_IDLE_TUNNEL: Duration = Duration::from_secs(1200);
+
+/// Idle tunnels to one destination and identity: more are not needed by any load that ends and begins one by one, and a
+/// burst pays handshakes once.
+pub const IDLE_PER_DESTINATION: usize = 8;
+
+/// Idle tunnels of one worker. At 5 KiB each this is 20 MiB.
+pub const IDLE_TOTAL: usize = 4096;
+
+/// Inbound tunnels of one SPIFFE ID, so that one workload can't take every file descriptor (20,000 is a common bound).
+pub const INBOUND_PER_PEER: usize = 4096;
+
+/// TLS handshakes under way from one address.
+pub const HANDSHAKES_PER_SOURCE: usize = 512;
+
+/// TLS handshakes under way in all; the address that has the most loses its oldest.
+pub const HANDSHAKES: usize = 2048;
+
+/// A stream of which one side has ended and on which no byte has moved is cut after this time.
+pub const HALF_CLOSED: Duration = Duration::from_secs(300);
+
+/// After `GOAWAY` and the last stream, how long the server waits for the client's close_notify.
+pub const CLOSE_NOTIFY: Duration = Duration::from_secs(5);
+
+/// How often accept is tried again when the process has no file descriptor left.
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+
+/// How often streams are looked at for expired identities and dead peers: half the second within which a stream must be
+/// cut.
+pub const SWEEP: Duration = Duration::from_millis(500);
+
+/// Bytes of a ClientHello, with every extension: post-quantum key shares need about 1.8 KiB; TLS allows 64 KiB (RFC
+/// 8446, 4: lengths are 24 bits, but no client comes near).
+pub const CLIENT_HELLO: usize = 64 * 1024;
+
+/// What a buffer holds at first; a request, its answer, or a small query.
+pub const BUFFER_MIN: usize = 4 * 1024;
+
+/// What a buffer of the application's bytes grows to: one `DATA` frame.
+pub const BUFFER_APPLICATION: usize = 64 * 1024;
+
+/// What a buffer of TLS records grows to: with less, a bulk transfer pays a system call per 16 KiB.
+pub const BUFFER_TLS: usize = 256 * 1024;
+
+/// Attempts to reach an endpoint for one application connection, each at another endpoint where there is one.
+pub const ATTEMPTS: usize = 3;
