@@ -8,7 +8,8 @@ use byrnie_identity::{PeerIdentity, SpiffeId};
 
 use crate::model::canonical;
 use crate::{
-    Action, AuthorizationRule, Decision, DefaultAction, EgressRule, Enforcement, MtlsMode, PeerMatch, Policies, Reason,
+    Action, AuthorizationRule, Decision, DefaultAction, EgressRule, Enforcement, MtlsMode,
+    PeerMatch, Policies, Reason,
 };
 
 /// A connection that has arrived at the workload.
@@ -79,15 +80,28 @@ pub fn evaluate(policies: &Policies, request: &Request<'_>) -> Decision {
     if identity.is_some_and(|identity| identity.not_after() < request.now) {
         return Decision::new(Reason::PeerExpired, None);
     }
-    what_if(policies, &Question { caller, port: request.port, now: request.now })
+    what_if(
+        policies,
+        &Question {
+            caller,
+            port: request.port,
+            now: request.now,
+        },
+    )
 }
 
 /// What [`evaluate`] would decide about a caller that proves what is supposed here.
 ///
 /// For explanations (`byrnie policy why`) and tests: no [`crate::Authorized`] comes of it.
 pub fn what_if(policies: &Policies, question: &Question<'_>) -> Decision {
-    let mut decision = decide(policies, question, |rule| rule.enforcement == Enforcement::Enforce);
-    if policies.authorization.iter().any(|rule| rule.enforcement == Enforcement::Audit) {
+    let mut decision = decide(policies, question, |rule| {
+        rule.enforcement == Enforcement::Enforce
+    });
+    if policies
+        .authorization
+        .iter()
+        .any(|rule| rule.enforcement == Enforcement::Audit)
+    {
         let audit = decide(policies, question, |_| true);
         if audit.allowed != decision.allowed {
             decision.audited = turned_by(policies, question, &audit);
@@ -100,7 +114,12 @@ pub fn what_if(policies: &Policies, question: &Question<'_>) -> Decision {
 ///
 /// To forward it, call [`crate::authorize_egress`], which asks this and gives the proof.
 pub fn evaluate_egress(policies: &Policies, request: &EgressRequest<'_>) -> Decision {
-    if let Some(rule) = policies.egress.iter().filter(|rule| lets_out(rule, request)).min_by_key(|rule| &rule.name) {
+    if let Some(rule) = policies
+        .egress
+        .iter()
+        .filter(|rule| lets_out(rule, request))
+        .min_by_key(|rule| &rule.name)
+    {
         return Decision::by(Reason::EgressRule, &rule.name);
     }
     let reason = match policies.egress_default {
@@ -117,11 +136,17 @@ fn lets_out(rule: &EgressRule, request: &EgressRequest<'_>) -> bool {
             .source
             .service_account()
             .is_some_and(|account| rule.service_accounts.iter().any(|one| **one == *account));
-    of_account && rule.ports.contains(request.port) && rule.cidrs.iter().any(|cidr| cidr.contains(&destination))
+    of_account
+        && rule.ports.contains(request.port)
+        && rule.cidrs.iter().any(|cidr| cidr.contains(&destination))
 }
 
 /// One evaluation, in which the rules that `counts` selects are enforced and the others do not exist.
-fn decide(policies: &Policies, question: &Question<'_>, counts: impl Fn(&AuthorizationRule) -> bool) -> Decision {
+fn decide(
+    policies: &Policies,
+    question: &Question<'_>,
+    counts: impl Fn(&AuthorizationRule) -> bool,
+) -> Decision {
     let mtls = policies.mtls_at(question.port, question.now);
     if question.caller == Caller::Plaintext && mtls.mode == MtlsMode::Strict {
         return Decision::new(Reason::PlaintextRefused, mtls.rule);
@@ -131,7 +156,10 @@ fn decide(policies: &Policies, question: &Question<'_>, counts: impl Fn(&Authori
         return Decision::by(Reason::DenyRule, &rule.name);
     }
     if let Caller::Ingress(id) = question.caller {
-        let named = policies.ingress.iter().filter(|r| r.ports.contains(question.port) && r.principals.contains(id));
+        let named = policies
+            .ingress
+            .iter()
+            .filter(|r| r.ports.contains(question.port) && r.principals.contains(id));
         return named.min_by_key(|rule| &rule.name).map_or_else(
             || Decision::new(Reason::NoIngressRule, None),
             |rule| Decision::by(Reason::IngressRule, &rule.name),
@@ -146,7 +174,9 @@ fn decide(policies: &Policies, question: &Question<'_>, counts: impl Fn(&Authori
     match (policies.authorization_default, question.caller) {
         (DefaultAction::Deny, _) => Decision::new(Reason::DefaultDeny, None),
         (DefaultAction::Allow, Caller::Plaintext) => Decision::new(Reason::Permissive, mtls.rule),
-        (DefaultAction::Allow, Caller::Mesh(_) | Caller::Ingress(_)) => Decision::new(Reason::DefaultAllow, None),
+        (DefaultAction::Allow, Caller::Mesh(_) | Caller::Ingress(_)) => {
+            Decision::new(Reason::DefaultAllow, None)
+        }
     }
 }
 
@@ -157,7 +187,10 @@ fn first<'a>(rules: impl Iterator<Item = &'a AuthorizationRule>) -> Option<&'a A
 
 /// The rules in audit that make `audit` differ from what is enforced.
 fn turned_by(policies: &Policies, question: &Question<'_>, audit: &Decision) -> Vec<Arc<str>> {
-    let audited = policies.authorization.iter().filter(|rule| rule.enforcement == Enforcement::Audit);
+    let audited = policies
+        .authorization
+        .iter()
+        .filter(|rule| rule.enforcement == Enforcement::Audit);
     let mut names: Vec<Arc<str>> = audited
         .filter(|rule| match audit.reason {
             Reason::DenyRule => denies(rule, question),
@@ -174,14 +207,22 @@ fn turned_by(policies: &Policies, question: &Question<'_>, audit: &Decision) -> 
 fn denies(rule: &AuthorizationRule, question: &Question<'_>) -> bool {
     rule.action == Action::Deny
         && rule.ports.contains(question.port)
-        && (rule.from.is_empty() || rule.from.iter().any(|from| from_matches(from, question.caller) != Fact::Differs))
+        && (rule.from.is_empty()
+            || rule
+                .from
+                .iter()
+                .any(|from| from_matches(from, question.caller) != Fact::Differs))
 }
 
 fn allows(rule: &AuthorizationRule, question: &Question<'_>) -> bool {
     matches!(question.caller, Caller::Mesh(_))
         && rule.action == Action::Allow
         && rule.ports.contains(question.port)
-        && (rule.from.is_empty() || rule.from.iter().any(|from| from_matches(from, question.caller) == Fact::Matches))
+        && (rule.from.is_empty()
+            || rule
+                .from
+                .iter()
+                .any(|from| from_matches(from, question.caller) == Fact::Matches))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -208,12 +249,24 @@ fn from_matches(from: &PeerMatch, caller: Caller<'_>) -> Fact {
         Caller::Plaintext => None,
     };
     let facts = [
-        from.namespace.as_ref().map(|asked| Fact::of(id.and_then(SpiffeId::namespace).map(|found| **asked == *found))),
-        from.service_account
+        from.namespace.as_ref().map(|asked| {
+            Fact::of(
+                id.and_then(SpiffeId::namespace)
+                    .map(|found| **asked == *found),
+            )
+        }),
+        from.service_account.as_ref().map(|asked| {
+            Fact::of(
+                id.and_then(SpiffeId::service_account)
+                    .map(|found| **asked == *found),
+            )
+        }),
+        from.spiffe_id
             .as_ref()
-            .map(|asked| Fact::of(id.and_then(SpiffeId::service_account).map(|found| **asked == *found))),
-        from.spiffe_id.as_ref().map(|asked| Fact::of(id.map(|found| asked.matches(found)))),
-        from.trust_domain.as_ref().map(|asked| Fact::of(id.map(|found| *asked == *found.trust_domain()))),
+            .map(|asked| Fact::of(id.map(|found| asked.matches(found)))),
+        from.trust_domain
+            .as_ref()
+            .map(|asked| Fact::of(id.map(|found| *asked == *found.trust_domain()))),
     ];
     let asked = || facts.iter().flatten();
     if asked().any(|fact| *fact == Fact::Differs) {
@@ -224,3 +277,8 @@ fn from_matches(from: &PeerMatch, caller: Caller<'_>) -> Fact {
         Fact::Matches
     }
 }
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;

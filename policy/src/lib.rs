@@ -19,13 +19,18 @@ mod error;
 mod evaluate;
 mod model;
 mod proof;
+#[cfg(test)]
+mod testing;
 mod wire;
 
 pub use decision::{Decision, Reason};
 pub use error::PolicyError;
-pub use evaluate::{Caller, EgressRequest, Peer, Question, Request, evaluate, evaluate_egress, what_if};
+pub use evaluate::{
+    Caller, EgressRequest, Peer, Question, Request, evaluate, evaluate_egress, what_if,
+};
 pub use model::{
-    Action, AuthorizationRule, DefaultAction, EgressRule, Enforcement, IngressRule, MtlsHolding, MtlsMode, MtlsRule,
-    MtlsScope, MtlsTerms, PeerMatch, Policies, Ports, SpiffeIdPattern, parse_cidr,
+    Action, AuthorizationRule, DefaultAction, EgressRule, Enforcement, IngressRule, MtlsHolding,
+    MtlsMode, MtlsRule, MtlsScope, MtlsTerms, PeerMatch, Policies, Ports, SpiffeIdPattern,
+    parse_cidr,
 };
 pub use proof::{Authorized, AuthorizedEgress, authorize, authorize_egress};
