@@ -1,0 +1,138 @@
+//! The private key of a workload or an issuer: ECDSA on P-256, made here, zeroized, and never shown.
+
+use std::fmt;
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+use rustls::SignatureScheme;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
+
+/// A P-256 key pair.
+pub struct KeyPair {
+    signer: EcdsaKeyPair,
+    pkcs8: Zeroizing<Vec<u8>>,
+}
+
+impl KeyPair {
+    /// A new key from the system's random source.
+    ///
+    /// # Errors
+    /// When that source fails.
+    pub fn generate() -> Result<Self, KeyError> {
+        let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
+            .map_err(|_| KeyError::Generate)?;
+        Self::from_pkcs8(document.as_ref())
+    }
+
+    /// Reads a PKCS #8 key from PEM (`PRIVATE KEY`). What else the text holds is not looked at.
+    ///
+    /// # Errors
+    /// When there is no such section, or it is no P-256 key.
+    pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
+        let key = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| KeyError::NoKey)?;
+        Self::from_pkcs8(key.secret_pkcs8_der())
+    }
+
+    /// The key as PKCS #8 in PEM. Secret.
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        let section = pem::Pem::new("PRIVATE KEY", self.pkcs8.to_vec());
+        let text = Zeroizing::new(pem::encode_config(&section, PEM_STYLE));
+        drop(Zeroizing::new(section.into_contents()));
+        text
+    }
+
+    /// A certificate signing request (PKCS #10, DER) that asks for nothing: the authority takes the public key from
+    /// it and decides everything else.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn csr_der(&self) -> Result<Vec<u8>, KeyError> {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let request = params.serialize_request(self).map_err(|_| KeyError::Sign)?;
+        Ok(request.der().to_vec())
+    }
+
+    /// The public key as a DER SubjectPublicKeyInfo (RFC 5480), 91 bytes.
+    pub fn spki_der(&self) -> Vec<u8> {
+        let mut der = P256_SPKI_PREFIX.to_vec();
+        der.extend_from_slice(self.signer.public_key().as_ref());
+        der
+    }
+
+    /// An ECDSA signature over SHA-256 of `message`, DER encoded as in TLS; its scheme is [`KeyPair::SCHEME`].
+    ///
+    /// # Errors
+    /// When the random source fails.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let signature = self.signer.sign(&SystemRandom::new(), message).map_err(|_| KeyError::Sign)?;
+        Ok(signature.as_ref().to_vec())
+    }
+
+    /// The TLS 1.3 signature scheme of [`KeyPair::sign`]: `ecdsa_secp256r1_sha256` (RFC 8446 section 4.2.3).
+    pub const SCHEME: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
+
+    /// The same key as rustls wants it.
+    pub(crate) fn rustls_key(&self) -> Result<std::sync::Arc<dyn rustls::sign::SigningKey>, KeyError> {
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.as_slice()));
+        rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&der).map_err(|_| KeyError::NotP256)
+    }
+
+    fn from_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
+        let signer =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der).map_err(|_| KeyError::NotP256)?;
+        Ok(Self { signer, pkcs8: Zeroizing::new(der.to_vec()) })
+    }
+}
+
+impl fmt::Debug for KeyPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyPair(P-256, private)")
+    }
+}
+
+impl rcgen::PublicKeyData for KeyPair {
+    fn der_bytes(&self) -> &[u8] {
+        self.signer.public_key().as_ref()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_ECDSA_P256_SHA256
+    }
+}
+
+impl rcgen::SigningKey for KeyPair {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.sign(message).map_err(|_| rcgen::Error::RingUnspecified)
+    }
+}
+
+/// What can go wrong with a key. Never holds any of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// The random source failed.
+    #[error("no private key could be made: the system's random source failed")]
+    Generate,
+    /// Signing failed.
+    #[error("signing failed: the system's random source failed")]
+    Sign,
+    /// No readable `PRIVATE KEY` section.
+    #[error("no private key found: expected a PEM section `PRIVATE KEY` (PKCS #8)")]
+    NoKey,
+    /// A key, but another kind, or damaged.
+    #[error("the private key is damaged or not ECDSA on P-256, the only kind that Byrnie uses")]
+    NotP256,
+}
+
+/// Unix line ends; the default of the library is CRLF.
+pub(crate) const PEM_STYLE: pem::EncodeConfig = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+
+/// Everything of a P-256 SubjectPublicKeyInfo before the uncompressed point: SEQUENCE, id-ecPublicKey, prime256v1,
+/// BIT STRING of 66 bytes with no unused bits (RFC 5480 section 2).
+pub(crate) const P256_SPKI_PREFIX: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
