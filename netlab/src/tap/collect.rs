@@ -1,0 +1,333 @@
+//! Reading frames off the packet socket, and what is looked for in them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufWriter};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{LinkAddr, recvfrom, setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::frame::{self, Segment};
+use super::{Excerpt, InterfaceCount, PATIENCE, TapOptions, TapReport, pcap};
+use crate::NetNs;
+use crate::links::{self, Port};
+
+/// Flow directions whose state is kept; more than any test opens at once.
+/// Beyond it, a marker across a segment boundary may be missed, no frame is.
+const MAX_FLOWS: usize = 65_536;
+
+/// Large enough for the largest packet that a veth hands over uncut.
+const FRAME: usize = 256 * 1024;
+
+/// Asked for as the socket's queue. Only root may have more than
+/// `net.core.rmem_max`.
+const QUEUE: usize = 64 * 1024 * 1024;
+
+/// A packet socket for all protocols and all interfaces of the namespace of
+/// the calling thread.
+pub(super) fn packet_socket() -> io::Result<Socket> {
+    // ETH_P_ALL, in network order as packet(7) wants it.
+    let all = i32::from(3_u16.to_be());
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(all)))?;
+    if setsockopt(&socket, sockopt::RcvBufForce, &QUEUE).is_err() {
+        socket.set_recv_buffer_size(QUEUE)?;
+    }
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+#[derive(Debug)]
+pub(super) struct Collector {
+    options: TapOptions,
+    ports: HashMap<u32, Port>,
+    interfaces: HashMap<u32, InterfaceCount>,
+    flows: HashMap<(SocketAddr, SocketAddr), Flow>,
+    seen: u64,
+    report: TapReport,
+    pcap: Option<pcap::Writer<BufWriter<File>>>,
+}
+
+/// One direction of a connection.
+#[derive(Debug, Default)]
+struct Flow {
+    /// Sequence number of the next byte, if the last segment was in order.
+    next: u32,
+    /// The last bytes, one fewer than the marker has.
+    tail: Vec<u8>,
+    /// Bytes of a TLS record that are still to come.
+    record_left: usize,
+}
+
+impl Collector {
+    pub(super) fn new(
+        options: TapOptions,
+        ports: Vec<Port>,
+        pcap: Option<pcap::Writer<BufWriter<File>>>,
+    ) -> Self {
+        Self {
+            options,
+            ports: ports.into_iter().map(|port| (port.index, port)).collect(),
+            interfaces: HashMap::new(),
+            flows: HashMap::new(),
+            seen: 0,
+            report: TapReport::default(),
+            pcap,
+        }
+    }
+
+    /// Reads until `stop` is set and the queue is empty.
+    pub(super) fn read_until(
+        &mut self,
+        socket: &Socket,
+        node: &NetNs,
+        stop: &AtomicBool,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; FRAME];
+        loop {
+            // Looked at before the read: what was queued by then is read.
+            let stopping = stop.load(Ordering::Relaxed);
+            match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) {
+                Ok((length, Some(from))) => {
+                    let index = u32::try_from(from.ifindex()).unwrap_or(0);
+                    let incoming = from.pkttype() != libc::PACKET_OUTGOING;
+                    let frame = buffer.get(..length).unwrap_or_default();
+                    if incoming && self.is_port(index, node)? {
+                        self.frame(index, frame)?;
+                    }
+                }
+                Ok((_, None)) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) if stopping => return Ok(()),
+                // ENETDOWN: one interface went away; the others go on.
+                Err(Errno::EAGAIN | Errno::ENETDOWN) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Whether an interface is a port of the pods' bridge; pods may have come
+    /// since the tap was started.
+    fn is_port(&mut self, index: u32, node: &NetNs) -> io::Result<bool> {
+        if self.ports.contains_key(&index) {
+            return Ok(true);
+        }
+        let known = |ports: &[Port]| ports.iter().any(|port| port.index == index);
+        let ports = links::bridge_ports(node)?;
+        let found = known(&ports);
+        if found {
+            for mut port in ports {
+                // Its packets are all from after the start.
+                port.received = 0;
+                self.ports.entry(port.index).or_insert(port);
+            }
+        }
+        Ok(found)
+    }
+
+    fn frame(&mut self, index: u32, bytes: &[u8]) -> io::Result<()> {
+        self.seen += 1;
+        let Some(packet) = frame::parse(bytes) else {
+            return Ok(());
+        };
+        if !(self.options.counts)(packet.source, packet.destination) {
+            return Ok(());
+        }
+        let size = u64::try_from(bytes.len()).unwrap_or(0);
+        self.report.packets += 1;
+        self.report.bytes += size;
+        if let Some(port) = self.ports.get(&index) {
+            let count = self.interfaces.entry(index).or_insert(port.counted());
+            count.packets += 1;
+            count.bytes += size;
+        }
+        if let Some(segment) = packet.tcp {
+            let source = SocketAddr::new(packet.source, segment.source_port);
+            let destination = SocketAddr::new(packet.destination, segment.destination_port);
+            self.segment(source, destination, &segment);
+        }
+        match &mut self.pcap {
+            Some(pcap) => pcap.write(SystemTime::now(), bytes),
+            None => Ok(()),
+        }
+    }
+
+    fn segment(&mut self, source: SocketAddr, destination: SocketAddr, segment: &Segment) {
+        if self.flows.len() >= MAX_FLOWS {
+            self.flows.clear();
+        }
+        let flow = self.flows.entry((source, destination)).or_default();
+        if segment.syn {
+            *flow = Flow {
+                next: segment.sequence.wrapping_add(1),
+                ..Flow::default()
+            };
+            return;
+        }
+        if segment.payload.is_empty() {
+            return;
+        }
+        if segment.sequence != flow.next {
+            *flow = Flow::default();
+        }
+        let hits = flow.search(segment.payload, &self.options.marker);
+        self.report.tls_records += flow.records(segment.payload);
+        let length = u32::try_from(segment.payload.len()).unwrap_or(0);
+        flow.next = segment.sequence.wrapping_add(length);
+        self.report.marker_hits += hits;
+        if hits > 0 && self.report.first_hit.is_none() {
+            self.report.first_hit = Some(Excerpt {
+                source,
+                destination,
+                text: printable(segment.payload),
+            });
+        }
+    }
+
+    /// The report, given the ports' counters now.
+    pub(super) fn report(mut self, ports: &[Port]) -> io::Result<TapReport> {
+        let mut report = self.report;
+        let passed: u64 = ports
+            .iter()
+            .map(|port| {
+                let before = self.ports.get(&port.index).map_or(0, |p| p.received);
+                port.received.saturating_sub(before)
+            })
+            .sum();
+        report.missed = passed.saturating_sub(self.seen);
+        for port in ports {
+            let counted = self.interfaces.remove(&port.index);
+            report
+                .interfaces
+                .push(counted.unwrap_or_else(|| port.counted()));
+        }
+        report.interfaces.extend(self.interfaces.into_values());
+        report.interfaces.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some(mut pcap) = self.pcap {
+            pcap.finish()?;
+        }
+        Ok(report)
+    }
+}
+
+impl Flow {
+    /// How often the marker ends in this payload.
+    fn search(&mut self, payload: &[u8], marker: &[u8]) -> u64 {
+        if marker.is_empty() {
+            return 0;
+        }
+        let overlap = marker.len() - 1;
+        let mut across = std::mem::take(&mut self.tail);
+        let head = payload.get(..overlap.min(payload.len()));
+        across.extend(head.unwrap_or_default());
+        let hits = count(&across, marker) + count(payload, marker);
+        let keep_from = payload.len().saturating_sub(overlap);
+        self.tail = if payload.len() >= overlap {
+            payload.get(keep_from..).unwrap_or_default().to_vec()
+        } else {
+            let from = across.len().saturating_sub(overlap);
+            across.split_off(from)
+        };
+        // What lies within the head alone was counted in both.
+        hits - count(head.unwrap_or_default(), marker)
+    }
+
+    /// How many TLS records (RFC 8446, 5.1) begin in this payload.
+    fn records(&mut self, payload: &[u8]) -> u64 {
+        let mut rest = payload.get(self.record_left..).unwrap_or_default();
+        self.record_left = self.record_left.saturating_sub(payload.len());
+        let mut found = 0;
+        while let Some(length) = record_length(rest) {
+            found += 1;
+            match rest.get(length..) {
+                Some(after) => rest = after,
+                None => {
+                    self.record_left = length - rest.len();
+                    break;
+                }
+            }
+        }
+        found
+    }
+}
+
+/// The whole length of the TLS record that begins here.
+fn record_length(bytes: &[u8]) -> Option<usize> {
+    match bytes {
+        [0x14..=0x17, 0x03, 0x00..=0x04, high, low, ..] => {
+            Some(5 + usize::from(u16::from_be_bytes([*high, *low])))
+        }
+        _ => None,
+    }
+}
+
+fn count(haystack: &[u8], needle: &[u8]) -> u64 {
+    let hits = haystack
+        .windows(needle.len())
+        .filter(|window| *window == needle)
+        .count();
+    u64::try_from(hits).unwrap_or(u64::MAX)
+}
+
+fn printable(payload: &[u8]) -> String {
+    payload
+        .iter()
+        .take(512)
+        .map(|byte| match byte {
+            b'\n' | b' '..=b'~' => char::from(*byte),
+            b'\r' => '\0',
+            _ => '.',
+        })
+        .filter(|c| *c != '\0')
+        .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    fn hits(segments: &[&[u8]], marker: &[u8]) -> u64 {
+        let mut flow = Flow::default();
+        segments.iter().map(|s| flow.search(s, marker)).sum()
+    }
+
+    #[test]
+    fn the_marker_is_found_once_wherever_segments_end() {
+        let text = b"xxsecretyyy";
+        for first in 0..text.len() {
+            for second in first..text.len() {
+                let parts = [&text[..first], &text[first..second], &text[second..]];
+                assert_eq!(hits(&parts, b"secret"), 1, "{first} {second}");
+            }
+        }
+        let bytes: Vec<&[u8]> = text.chunks(1).collect();
+        assert_eq!(hits(&bytes, b"secret"), 1);
+    }
+
+    #[test]
+    fn every_occurrence_of_the_marker_counts() {
+        assert_eq!(hits(&[b"aXaX", b"aX", b"X"], b"aX"), 3);
+        assert_eq!(hits(&[b"aaaa"], b"aa"), 3);
+        assert_eq!(hits(&[b"nothing here"], b""), 0);
+    }
+
+    #[test]
+    fn tls_records_are_counted_by_their_headers_across_segments() {
+        let mut stream = vec![0x16, 3, 1, 0, 4, 1, 2, 3, 4];
+        stream.extend([0x17, 3, 3, 0, 10]);
+        stream.extend([0x17; 10]);
+        stream.extend([0x17, 3, 3, 0, 1, 9]);
+        let mut flow = Flow::default();
+        assert_eq!(flow.records(&stream), 3);
+        let mut flow = Flow::default();
+        let (a, b) = stream.split_at(18);
+        assert_eq!(flow.records(a) + flow.records(b), 3);
+        let mut flow = Flow::default();
+        assert_eq!(flow.records(b"GET / HTTP/1.1\r\n"), 0);
+    }
+}
