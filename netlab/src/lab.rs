@@ -8,7 +8,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
 
@@ -24,6 +24,7 @@ pub struct Lab {
     networks: LabNetworks,
     node: Host,
     router: Host,
+    others: Mutex<Vec<Host>>,
 }
 
 impl Lab {
@@ -71,6 +72,7 @@ impl Lab {
             networks,
             node,
             router,
+            others: Mutex::default(),
         })
     }
 
@@ -129,6 +131,7 @@ impl Lab {
             links::add_route(pod.namespace(), *destination, Some(*gateway), INSIDE)
                 .map_err(failed(&format!("its route to {destination}")))?;
         }
+        self.remember(&pod);
         Ok(pod)
     }
 
@@ -161,6 +164,7 @@ impl Lab {
                 })
                 .map_err(failed("its routes"))?;
         }
+        self.remember(&host);
         Ok(host)
     }
 
@@ -171,6 +175,36 @@ impl Lab {
     pub fn tap(&self, options: TapOptions) -> Result<Tap, LabError> {
         Tap::start(Arc::clone(self.node.shared_namespace()), options)
             .map_err(LabError::at("the tap on the pods' bridge"))
+    }
+
+    fn remember(&self, host: &Host) {
+        if let Ok(mut others) = self.others.lock() {
+            others.push(host.clone());
+        }
+    }
+}
+
+impl Drop for Lab {
+    /// A lab that goes because a test fails says how to look around in it;
+    /// with `BYRNIE_HOLD` in the environment it stays until the program is
+    /// interrupted.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        if std::env::var_os("BYRNIE_HOLD").is_none() {
+            eprintln!("BYRNIE_HOLD=1 keeps the namespaces of a failed test for a look inside");
+            return;
+        }
+        let others = self.others.lock().map(|hosts| hosts.clone());
+        let others = others.unwrap_or_default();
+        for host in [&self.node, &self.router].into_iter().chain(&others) {
+            eprintln!("{}: {}", host.name(), host.enter_hint());
+        }
+        eprintln!("held until Ctrl-C");
+        loop {
+            std::thread::park();
+        }
     }
 }
 

@@ -24,6 +24,7 @@
 
 mod command;
 mod enter;
+pub mod harness;
 mod host;
 mod lab;
 mod links;

@@ -5,7 +5,10 @@
 //! more, already in the right namespaces; [`maybe_run`] sees that, drops what
 //! the program may not have, and replaces itself with it.
 
+use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::str::FromStr;
@@ -48,20 +51,30 @@ pub fn maybe_run() {
     let Ok(text) = std::env::var(SHIM) else {
         return;
     };
-    let mut args = std::env::args_os().skip(1);
-    let (Ok(drop), Some(program)) = (text.parse::<Drop>(), args.next()) else {
+    let mut args = std::env::args_os().skip(1).collect::<VecDeque<_>>();
+    let (Ok(drop), Some(program)) = (text.parse::<Drop>(), args.pop_front()) else {
         eprintln!("netlab: {SHIM} is set by hand; unset it");
         std::process::exit(126);
     };
+    // A program in a directory that only root may enter (a home directory)
+    // can still be run by others through a file that is open already.
+    let open = std::fs::File::open(&program).ok();
     if let Err(reason) = drop.apply() {
         eprintln!("netlab: cannot drop privileges: {reason}");
         std::process::exit(126);
     }
-    let error = Command::new(&program)
-        .args(args)
-        .env_remove(SHIM)
-        .env_remove(STAGE)
-        .exec();
+    let become_it = |path: &OsStr| {
+        Command::new(path)
+            .arg0(&program)
+            .args(&args)
+            .env_remove(SHIM)
+            .env_remove(STAGE)
+            .exec()
+    };
+    let mut error = become_it(&program);
+    if let (std::io::ErrorKind::PermissionDenied, Some(file)) = (error.kind(), &open) {
+        error = become_it(OsStr::new(&format!("/proc/self/fd/{}", file.as_raw_fd())));
+    }
     eprintln!("netlab: cannot run {}: {error}", program.display());
     std::process::exit(127);
 }
