@@ -1,1 +1,38 @@
-//! The Kubernetes-facing types: custom resources, labels, annotations
+//! The Kubernetes-facing types: the custom resources of group `byrnie.dev`, labels, annotations; nothing else.
+//!
+//! An object comes in as the value that a YAML file or the API server holds. [`parse`] takes it strictly, against the
+//! same schema that the API server is given ([`crds`]): whatever this version does not understand refuses the object,
+//! with the place, what was expected and what was found, and all of it at once. [`compile`] turns the objects that
+//! select a workload into `byrnie_policy::Policies`, in which alone it is decided who may call whom.
+
+mod authorization_policy;
+mod capture;
+mod compile;
+mod egress_policy;
+mod ingress_policy;
+pub mod labels;
+mod mesh_config;
+mod mtls_policy;
+mod not_yet;
+mod object;
+mod problem;
+mod schema;
+mod selector;
+mod syntax;
+
+pub use authorization_policy::{
+    Action, AuthorizationPolicy, AuthorizationPolicySpec, Enforcement, Operation, Rule, Source,
+};
+pub use capture::CaptureExclusions;
+pub use compile::{Workload, compile};
+pub use egress_policy::{Destination, EgressPolicy, EgressPolicySpec};
+pub use ingress_policy::{IngressPolicy, IngressPolicySpec};
+pub use mesh_config::{
+    DEFAULT_TRUST_DOMAIN, IngressCertificate, MESH_CONFIG_NAME, MeshAuthorization, MeshConfig, MeshConfigSpec,
+    MeshEgress, MeshMtls, MeshNetworks, MeshSettings,
+};
+pub use mtls_policy::{MtlsMode, MtlsPolicy, MtlsPolicySpec};
+pub use object::{GROUP, Kind, Object, RefusedPolicy, VERSION, is_ours, parse};
+pub use problem::{NOT_SUPPORTED_YET, ParseError, Problem};
+pub use schema::crds;
+pub use selector::Selector;

@@ -1,0 +1,211 @@
+//! `MeshConfig`: what holds for the whole mesh.
+
+use std::time::Duration;
+
+use byrnie_identity::{SpiffeId, TrustDomain};
+use byrnie_policy::DefaultAction;
+use ipnet::IpNet;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::problem::quote;
+use crate::{Action, MtlsMode, Problem, syntax};
+
+/// The name of the one `MeshConfig`.
+pub const MESH_CONFIG_NAME: &str = "default";
+
+/// What holds for the whole mesh. There is one, named `default`; what it leaves out has the default named there.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "byrnie.dev",
+    version = "v1alpha1",
+    kind = "MeshConfig",
+    plural = "meshconfigs",
+    derive = "PartialEq",
+    doc = "What holds for the whole mesh. There is one, named `default`.",
+    validation = "self.metadata.name == 'default'"
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MeshConfigSpec {
+    /// The trust domain of every identity that the mesh issues. Default: `cluster.local`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_domain: Option<String>,
+    /// How long a workload's certificate lives, from `1h` to `7d`. Default: `24h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub svid_ttl: Option<String>,
+    /// What holds for mutual TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtls: Option<MeshMtls>,
+    /// What holds for callers of the mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorization: Option<MeshAuthorization>,
+    /// What holds for traffic that leaves the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<MeshEgress>,
+    /// What the inside of the cluster is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<MeshNetworks>,
+    /// Client certificates to issue to ingress controllers, which are outside of the mesh.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ingress_certificates: Vec<IngressCertificate>,
+}
+
+/// What holds for mutual TLS in the whole mesh.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MeshMtls {
+    /// What no MtlsPolicy may go under: with `Strict` a Permissive one is refused. Default: `Permissive`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<MtlsMode>,
+}
+
+/// What holds for callers of the mesh.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MeshAuthorization {
+    /// What holds for a mesh member at a workload that no enforced Allow selects. Default: `Allow`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<Action>,
+}
+
+/// What holds for traffic that leaves the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MeshEgress {
+    /// What holds for a destination that no EgressPolicy names. Default: `Deny`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<Action>,
+}
+
+/// What the inside of the cluster is, for when nobody is there to ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MeshNetworks {
+    /// Networks of the Services' cluster IPs, in CIDR notation.
+    #[serde(default, rename = "serviceCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub service_cidrs: Vec<String>,
+    /// Networks of the pods, in CIDR notation.
+    #[serde(default, rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub pod_cidrs: Vec<String>,
+}
+
+/// A service account outside of the mesh that gets a client certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IngressCertificate {
+    /// The namespace of the ingress controller.
+    pub namespace: String,
+    /// Its service account.
+    pub service_account: String,
+}
+
+/// A `MeshConfig` that was understood, with every default in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshSettings {
+    /// The trust domain of every identity that the mesh issues.
+    pub trust_domain: TrustDomain,
+    /// How long a workload's certificate lives.
+    pub svid_ttl: Duration,
+    /// What no MtlsPolicy may go under.
+    pub mtls_floor: MtlsMode,
+    /// What holds for a mesh member at a workload that no enforced Allow selects.
+    pub authorization_default: DefaultAction,
+    /// What holds for a destination that no EgressPolicy names.
+    pub egress_default: DefaultAction,
+    /// Networks of the Services' cluster IPs.
+    pub service_cidrs: Vec<IpNet>,
+    /// Networks of the pods.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Identities outside of the mesh that get a client certificate.
+    pub ingress_certificates: Vec<IngressCertificate>,
+}
+
+impl Default for MeshSettings {
+    /// What holds where there is no `MeshConfig`.
+    fn default() -> Self {
+        Self {
+            trust_domain: DEFAULT_TRUST_DOMAIN.parse().expect("the default is a trust domain"),
+            svid_ttl: DEFAULT_SVID_TTL,
+            mtls_floor: MtlsMode::Permissive,
+            authorization_default: DefaultAction::Allow,
+            egress_default: DefaultAction::Deny,
+            service_cidrs: Vec::new(),
+            pod_cidrs: Vec::new(),
+            ingress_certificates: Vec::new(),
+        }
+    }
+}
+
+impl MeshConfigSpec {
+    /// Everything that is wrong with it.
+    pub fn validate(&self) -> Vec<Problem> {
+        self.settings().err().unwrap_or_default()
+    }
+
+    /// What it says, with every default in its place.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn settings(&self) -> Result<MeshSettings, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let otherwise = MeshSettings::default();
+        let named = self.trust_domain.as_deref();
+        let trust_domain = named.and_then(|text| syntax::trust_domain("spec.trustDomain", text, &mut problems));
+        let trust_domain = trust_domain.unwrap_or(otherwise.trust_domain);
+        let svid_ttl = self.svid_ttl.as_deref().and_then(|text| svid_ttl(text, &mut problems));
+        let networks = self.networks.clone().unwrap_or_default();
+        let service_cidrs = syntax::cidrs("spec.networks.serviceCIDRs", &networks.service_cidrs, &mut problems);
+        let pod_cidrs = syntax::cidrs("spec.networks.podCIDRs", &networks.pod_cidrs, &mut problems);
+        for (index, certificate) in self.ingress_certificates.iter().enumerate() {
+            certificate.check(index, &trust_domain, &mut problems);
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let said = |action: Option<Action>, otherwise| action.map_or(otherwise, DefaultAction::from);
+        let authorization = self.authorization.as_ref().and_then(|authorization| authorization.default);
+        let egress = self.egress.as_ref().and_then(|egress| egress.default);
+        Ok(MeshSettings {
+            trust_domain,
+            svid_ttl: svid_ttl.unwrap_or(otherwise.svid_ttl),
+            mtls_floor: self.mtls.as_ref().and_then(|mtls| mtls.floor).unwrap_or(otherwise.mtls_floor),
+            authorization_default: said(authorization, otherwise.authorization_default),
+            egress_default: said(egress, otherwise.egress_default),
+            service_cidrs,
+            pod_cidrs,
+            ingress_certificates: self.ingress_certificates.clone(),
+        })
+    }
+}
+
+impl IngressCertificate {
+    fn check(&self, index: usize, trust_domain: &TrustDomain, problems: &mut Vec<Problem>) {
+        let path = format!("spec.ingressCertificates[{index}]");
+        let named = syntax::namespace(&format!("{path}.namespace"), &self.namespace, problems)
+            & syntax::object_name(&format!("{path}.serviceAccount"), &self.service_account, problems);
+        if named
+            && let Err(error) = SpiffeId::workload(trust_domain, &self.namespace, &self.service_account)
+        {
+            problems.push(Problem::new(path, "the parts of a SPIFFE ID", error.to_string()));
+        }
+    }
+}
+
+/// The trust domain of a mesh that names none.
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const DEFAULT_SVID_TTL: Duration = HOUR.saturating_mul(24);
+/// Below, a control plane that is away for the time of a node's restart would already cost certificates.
+const SHORTEST_SVID_TTL: Duration = HOUR;
+/// Above, a stolen key is worth too much, and the issuing intermediate would have to live longer.
+const LONGEST_SVID_TTL: Duration = HOUR.saturating_mul(24 * 7);
+
+fn svid_ttl(text: &str, problems: &mut Vec<Problem>) -> Option<Duration> {
+    let ttl = syntax::duration(text).filter(|ttl| (SHORTEST_SVID_TTL..=LONGEST_SVID_TTL).contains(ttl));
+    if ttl.is_none() {
+        problems.push(Problem::new("spec.svidTtl", "a duration from `1h` to `7d`, such as `24h`", quote(text)));
+    }
+    ttl
+}
