@@ -39,14 +39,20 @@ pub struct IssueLimits {
 impl IssueLimits {
     /// As the default, but lives down to `shortest` are allowed: for tests and demonstrations that watch a renewal.
     pub fn allow_shorter(shortest: Duration) -> Self {
-        Self { shortest, ..Self::default() }
+        Self {
+            shortest,
+            ..Self::default()
+        }
     }
 }
 
 impl Default for IssueLimits {
     /// One hour to seven days.
     fn default() -> Self {
-        Self { shortest: Duration::from_secs(3600), longest: Duration::from_secs(7 * 24 * 3600) }
+        Self {
+            shortest: Duration::from_secs(3600),
+            longest: Duration::from_secs(7 * 24 * 3600),
+        }
     }
 }
 
@@ -91,7 +97,11 @@ impl CertificateAuthority {
     /// # Errors
     /// When a file can't be read or written, is damaged, or belongs to another trust domain: with its path. What is
     /// there is never replaced by something new because it can't be read.
-    pub fn open_or_create(dir: &Path, trust_domain: TrustDomain, clock: &Clock) -> Result<Self, AuthorityError> {
+    pub fn open_or_create(
+        dir: &Path,
+        trust_domain: TrustDomain,
+        clock: &Clock,
+    ) -> Result<Self, AuthorityError> {
         Self::open_or_create_with(dir, trust_domain, clock, IssueLimits::default())
     }
 
@@ -109,14 +119,23 @@ impl CertificateAuthority {
         let issuing = read_signer(dir, ISSUING_FILE)?;
         let root = match read_signer(dir, ROOT_FILE)? {
             Some(root) => root,
-            None if issuing.is_some() => return Err(AuthorityError::RootMissing(dir.join(ROOT_FILE))),
+            None if issuing.is_some() => {
+                return Err(AuthorityError::RootMissing(dir.join(ROOT_FILE)));
+            }
             None => {
                 let root = Signer::new_root(&trust_domain, unix_seconds(clock.wall()))?;
                 write_signer(dir, ROOT_FILE, &root)?;
                 root
             }
         };
-        Self::with_root(trust_domain, clock, limits, root, issuing, Some(dir.to_owned()))
+        Self::with_root(
+            trust_domain,
+            clock,
+            limits,
+            root,
+            issuing,
+            Some(dir.to_owned()),
+        )
     }
 
     /// What others need to verify what this authority issued.
@@ -140,7 +159,12 @@ impl CertificateAuthority {
     /// # Errors
     /// For an ID that is no workload of this trust domain, a life outside the limits, another kind of key, an
     /// authority that has expired, or a chain that does not pass our own verification.
-    pub fn issue(&self, spki_der: &[u8], id: &SpiffeId, ttl: Duration) -> Result<Issued, IssueError> {
+    pub fn issue(
+        &self,
+        spki_der: &[u8],
+        id: &SpiffeId,
+        ttl: Duration,
+    ) -> Result<Issued, IssueError> {
         // A replacement that failed (a full disk) must not stop issuance while the present intermediate still can.
         if let Err(error) = self.maintain() {
             tracing::warn!(%error, "the issuing intermediate is due and could not be replaced");
@@ -157,11 +181,18 @@ impl CertificateAuthority {
         if !self.is_due(&self.issuing.load()) {
             return Ok(false);
         }
-        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _replacing = self
+            .replacing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if !self.is_due(&self.issuing.load()) {
             return Ok(false);
         }
-        let issuing = self.root.new_intermediate(&self.trust_domain, self.now(), self.limits.longest * 2)?;
+        let issuing = self.root.new_intermediate(
+            &self.trust_domain,
+            self.now(),
+            self.limits.longest.saturating_mul(2),
+        )?;
         if let Some(dir) = &self.directory {
             write_signer(dir, ISSUING_FILE, &issuing)?;
         }
@@ -177,17 +208,26 @@ impl CertificateAuthority {
         issuing: Option<Signer>,
         directory: Option<PathBuf>,
     ) -> Result<Self, AuthorityError> {
-        let bundle = TrustBundle::new(trust_domain.clone(), BUNDLE_REVISION, vec![root.certificate().clone()])?;
+        let bundle = TrustBundle::new(
+            trust_domain.clone(),
+            BUNDLE_REVISION,
+            vec![root.certificate().clone()],
+        )?;
         let now = unix_seconds(clock.wall());
         if let Some(issuing) = &issuing {
-            issuing.check_issued_by(&root).map_err(|source| AuthorityError::Content {
-                path: directory.clone().unwrap_or_default().join(ISSUING_FILE),
-                reason: source.to_string(),
-            })?;
+            issuing
+                .check_issued_by(&root)
+                .map_err(|source| AuthorityError::Content {
+                    path: directory.clone().unwrap_or_default().join(ISSUING_FILE),
+                    reason: source.to_string(),
+                })?;
         }
         let (issuing, is_new) = match issuing {
             Some(issuing) => (issuing, false),
-            None => (root.new_intermediate(&trust_domain, now, limits.longest * 2)?, true),
+            None => (
+                root.new_intermediate(&trust_domain, now, limits.longest.saturating_mul(2))?,
+                true,
+            ),
         };
         if let (Some(dir), true) = (&directory, is_new) {
             write_signer(dir, ISSUING_FILE, &issuing)?;
@@ -282,7 +322,9 @@ pub enum AuthorityError {
     #[error("certificate authority: a certificate made here does not pass verification: {0}")]
     Verify(#[from] VerifyError),
     /// The root's time is over (or, by this clock, has not come).
-    #[error("certificate authority: the root is valid from {not_before} to {not_after}, and it is {now}")]
+    #[error(
+        "certificate authority: the root is valid from {not_before} to {not_after}, and it is {now}"
+    )]
     RootNotValid {
         /// RFC 3339.
         not_before: String,
@@ -295,7 +337,11 @@ pub enum AuthorityError {
 
 impl AuthorityError {
     fn file(dir: &Path, name: &str, source: io::Error) -> Self {
-        let path = if name.is_empty() { dir.to_owned() } else { dir.join(name) };
+        let path = if name.is_empty() {
+            dir.to_owned()
+        } else {
+            dir.join(name)
+        };
         Self::File { path, source }
     }
 }
@@ -310,8 +356,10 @@ fn read_signer(dir: &Path, name: &str) -> Result<Option<Signer>, AuthorityError>
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(|source| AuthorityError::file(dir, name, source))?,
     };
-    let signer = Signer::from_pem(&text)
-        .map_err(|reason| AuthorityError::Content { path: dir.join(name), reason: reason.to_string() })?;
+    let signer = Signer::from_pem(&text).map_err(|reason| AuthorityError::Content {
+        path: dir.join(name),
+        reason: reason.to_string(),
+    })?;
     Ok(Some(signer))
 }
 

@@ -40,32 +40,59 @@ impl TrustBundle {
         }
         match distinct.len() {
             0 => return Err(BundleError::Empty(trust_domain)),
-            count if count > MAX_ROOTS => return Err(BundleError::TooMany { trust_domain, count }),
+            count if count > MAX_ROOTS => {
+                return Err(BundleError::TooMany {
+                    trust_domain,
+                    count,
+                });
+            }
             _ => {}
         }
         let mut anchors = Vec::with_capacity(distinct.len());
         let mut facts = Vec::with_capacity(distinct.len());
         for (index, root) in distinct.iter().enumerate() {
-            let (anchor, fact) = read_root(root, &trust_domain).map_err(|source| BundleError::Root {
-                trust_domain: trust_domain.clone(),
-                number: index + 1,
-                source,
-            })?;
+            let (anchor, fact) =
+                read_root(root, &trust_domain).map_err(|source| BundleError::Root {
+                    trust_domain: trust_domain.clone(),
+                    number: index + 1,
+                    source,
+                })?;
             anchors.push(anchor);
             facts.push(fact);
         }
-        let digest = x509::sha256(&distinct.iter().flat_map(|root| x509::sha256(root)).collect::<Vec<u8>>());
-        Ok(Self(Arc::new(Inner { trust_domain, revision, roots: distinct, anchors, facts, digest })))
+        let digest = x509::sha256(
+            &distinct
+                .iter()
+                .flat_map(|root| x509::sha256(root))
+                .collect::<Vec<u8>>(),
+        );
+        let authorities = facts.iter().map(Authority::of).collect();
+        Ok(Self(Arc::new(Inner {
+            trust_domain,
+            revision,
+            roots: distinct,
+            anchors,
+            facts,
+            authorities,
+            digest,
+        })))
     }
 
     /// Reads the certificates of a PEM text (RFC 7468); other sections are skipped.
     ///
     /// # Errors
     /// As [`TrustBundle::new`], and when the text is no PEM.
-    pub fn from_pem(trust_domain: TrustDomain, revision: u64, pem: &[u8]) -> Result<Self, BundleError> {
+    pub fn from_pem(
+        trust_domain: TrustDomain,
+        revision: u64,
+        pem: &[u8],
+    ) -> Result<Self, BundleError> {
         match x509::certificates_from_pem(pem) {
             Ok(roots) => Self::new(trust_domain, revision, roots),
-            Err(error) => Err(BundleError::Pem { trust_domain, reason: error.to_string() }),
+            Err(error) => Err(BundleError::Pem {
+                trust_domain,
+                reason: error.to_string(),
+            }),
         }
     }
 
@@ -91,7 +118,7 @@ impl TrustBundle {
 
     /// The authorities of this bundle, one per root.
     pub fn authorities(&self) -> impl Iterator<Item = Authority> + '_ {
-        self.0.facts.iter().map(Authority::of)
+        self.0.authorities.iter().copied()
     }
 
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
@@ -121,7 +148,13 @@ impl Eq for TrustBundle {}
 
 impl fmt::Debug for TrustBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TrustBundle({}, revision {}, {} roots)", self.trust_domain(), self.revision(), self.roots().len())
+        write!(
+            f,
+            "TrustBundle({}, revision {}, {} roots)",
+            self.trust_domain(),
+            self.revision(),
+            self.roots().len()
+        )
     }
 }
 
@@ -129,15 +162,26 @@ impl TryFrom<&proto::Bundle> for TrustBundle {
     type Error = BundleError;
 
     fn try_from(message: &proto::Bundle) -> Result<Self, BundleError> {
-        let trust_domain = message.trust_domain.parse().map_err(|source| BundleError::TrustDomain {
-            found: message.trust_domain.chars().take(256).collect(),
-            source,
-        })?;
+        let trust_domain =
+            message
+                .trust_domain
+                .parse()
+                .map_err(|source| BundleError::TrustDomain {
+                    found: message.trust_domain.chars().take(256).collect(),
+                    source,
+                })?;
         // Counted before anything is copied or parsed.
         if message.roots.len() > MAX_ROOTS {
-            return Err(BundleError::TooMany { trust_domain, count: message.roots.len() });
+            return Err(BundleError::TooMany {
+                trust_domain,
+                count: message.roots.len(),
+            });
         }
-        let roots = message.roots.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+        let roots = message
+            .roots
+            .iter()
+            .map(|der| CertificateDer::from(der.to_vec()))
+            .collect();
         Self::new(trust_domain, message.revision, roots)
     }
 }
@@ -147,7 +191,7 @@ impl From<&TrustBundle> for proto::Bundle {
         Self {
             trust_domain: bundle.trust_domain().to_string(),
             revision: bundle.revision(),
-            roots: bundle.roots().iter().map(|der| der.to_vec().into()).collect(),
+            roots: bundle.roots().iter().map(|der| der.to_vec()).collect(),
         }
     }
 }
@@ -275,6 +319,7 @@ struct Inner {
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
     facts: Vec<Facts>,
+    authorities: Vec<Authority>,
     digest: [u8; 32],
 }
 
@@ -287,7 +332,11 @@ fn read_root(
 ) -> Result<(TrustAnchor<'static>, Facts), VerifyError> {
     let facts = x509::parse(root)?;
     rules::check_issuer(&facts, "the root", trust_domain)?;
-    let anchor = webpki::anchor_from_trusted_cert(root)
-        .map_err(|error| VerifyError::new(VerifyCause::Malformed, format!("the root can't be read: {error}")))?;
+    let anchor = webpki::anchor_from_trusted_cert(root).map_err(|error| {
+        VerifyError::new(
+            VerifyCause::Malformed,
+            format!("the root can't be read: {error}"),
+        )
+    })?;
     Ok((anchor.to_owned(), facts))
 }

@@ -26,7 +26,11 @@ impl Clock {
 
     /// A clock that stands at `wall` until the returned [`ManualClock`] moves it.
     pub fn manual(wall: SystemTime) -> (Self, ManualClock) {
-        let times = Arc::new(Mutex::new(Times { wall, boot: MANUAL_UPTIME, monotonic: MANUAL_UPTIME }));
+        let times = Arc::new(Mutex::new(Times {
+            wall,
+            boot: MANUAL_UPTIME,
+            monotonic: MANUAL_UPTIME,
+        }));
         (Self(Source::Manual(Arc::clone(&times))), ManualClock(times))
     }
 
@@ -66,7 +70,9 @@ impl fmt::Debug for Clock {
 
 impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(unix_seconds(self.wall()))))
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(
+            unix_seconds(self.wall()),
+        )))
     }
 }
 
@@ -87,7 +93,11 @@ impl ManualClock {
     pub fn step_wall(&self, seconds: i64) {
         let by = Duration::from_secs(seconds.unsigned_abs());
         let mut times = lock(&self.0);
-        times.wall = if seconds < 0 { times.wall - by } else { times.wall + by };
+        times.wall = if seconds < 0 {
+            times.wall - by
+        } else {
+            times.wall + by
+        };
     }
 
     /// The machine sleeps: wall and boot time go on, monotonic time does not.
@@ -126,7 +136,9 @@ fn lock(times: &Mutex<Times>) -> MutexGuard<'_, Times> {
 fn read(clock: ClockId) -> Duration {
     // Linux has had both clocks since 2.6.39, and reading them has no other way to fail.
     #[allow(clippy::expect_used)]
-    clock_gettime(clock).map(Duration::from).expect("CLOCK_BOOTTIME and CLOCK_MONOTONIC exist on every Linux")
+    clock_gettime(clock)
+        .map(Duration::from)
+        .expect("CLOCK_BOOTTIME and CLOCK_MONOTONIC exist on every Linux")
 }
 
 #[cfg(test)]
@@ -161,6 +173,8 @@ mod tests {
     fn the_system_clock_reads_all_three() {
         let clock = Clock::system();
         assert!(unix_seconds(clock.wall()) > 1_700_000_000);
-        assert!(clock.boot() >= clock.monotonic());
+        // In this order: boot time is monotonic time and what the machine slept.
+        let monotonic = clock.monotonic();
+        assert!(clock.boot() >= monotonic);
     }
 }

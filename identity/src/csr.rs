@@ -16,17 +16,23 @@ pub fn public_key(csr_der: &[u8]) -> Result<Vec<u8>, CsrError> {
     if csr_der.len() > MAX_REQUEST {
         return Err(CsrError::TooLong(csr_der.len()));
     }
-    let (rest, request) = X509CertificationRequest::from_der(csr_der).map_err(|_| CsrError::Malformed)?;
+    let (rest, request) =
+        X509CertificationRequest::from_der(csr_der).map_err(|_| CsrError::Malformed)?;
     if !rest.is_empty() {
         return Err(CsrError::Malformed);
     }
     let spki = request.certification_request_info.subject_pki.raw;
     let point = p256_point(spki).ok_or(CsrError::NotP256)?;
-    if request.signature_algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256 || request.signature_value.unused_bits != 0 {
+    if request.signature_algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256
+        || request.signature_value.unused_bits != 0
+    {
         return Err(CsrError::SignatureAlgorithm);
     }
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point)
-        .verify(request.certification_request_info.raw, &request.signature_value.data)
+        .verify(
+            request.certification_request_info.raw,
+            &request.signature_value.data,
+        )
         .map_err(|_| CsrError::Signature)?;
     Ok(spki.to_vec())
 }
@@ -46,10 +52,14 @@ pub enum CsrError {
     #[error("the certificate signing request has {0} bytes: expected at most {MAX_REQUEST}")]
     TooLong(usize),
     /// No PKCS #10, or bytes after it.
-    #[error("the certificate signing request can't be read: expected PKCS #10 in DER and nothing after it")]
+    #[error(
+        "the certificate signing request can't be read: expected PKCS #10 in DER and nothing after it"
+    )]
     Malformed,
     /// Another kind of key.
-    #[error("the public key of the certificate signing request is not ECDSA on P-256 (uncompressed)")]
+    #[error(
+        "the public key of the certificate signing request is not ECDSA on P-256 (uncompressed)"
+    )]
     NotP256,
     /// Another kind of signature.
     #[error("the certificate signing request is not signed with ECDSA and SHA-256")]
@@ -61,3 +71,75 @@ pub enum CsrError {
 
 /// A request for a P-256 key without attributes has about 210 bytes; room for tools that add their own.
 const MAX_REQUEST: usize = 8 * 1024;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::KeyPair;
+
+    #[test]
+    fn the_public_key_is_taken_from_a_good_request() {
+        let key = KeyPair::generate().unwrap();
+        assert_eq!(public_key(&key.csr_der().unwrap()).unwrap(), key.spki_der());
+    }
+
+    #[test]
+    fn what_else_a_request_asks_for_is_not_looked_at() {
+        let key = KeyPair::generate().unwrap();
+        let mut params = crate::test_certificates::leaf(&[
+            "spiffe://cluster.local/ns/a/sa/b",
+            "https://x.example",
+        ]);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let request = params.serialize_request(&key).unwrap();
+        assert_eq!(public_key(request.der()).unwrap(), key.spki_der());
+    }
+
+    #[test]
+    fn a_request_is_refused_for_what_is_wrong_with_it() {
+        let good = KeyPair::generate().unwrap().csr_der().unwrap();
+        assert_eq!(
+            public_key(&[&good[..], &[0]].concat()),
+            Err(CsrError::Malformed)
+        );
+        assert_eq!(public_key(&[]), Err(CsrError::Malformed));
+        assert_eq!(public_key(b"garbage"), Err(CsrError::Malformed));
+        assert_eq!(public_key(&vec![0x30; 9000]), Err(CsrError::TooLong(9000)));
+        let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let other_curve = rcgen::CertificateParams::default()
+            .serialize_request(&p384)
+            .unwrap();
+        assert_eq!(public_key(other_curve.der()), Err(CsrError::NotP256));
+    }
+
+    #[test]
+    fn a_request_for_a_key_that_one_does_not_hold_is_refused() {
+        let (mine, theirs) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let mut request = mine.csr_der().unwrap();
+        let (mine, theirs) = (mine.spki_der(), theirs.spki_der());
+        let place = request
+            .windows(mine.len())
+            .position(|window| window == mine)
+            .unwrap();
+        request[place..place + theirs.len()].copy_from_slice(&theirs);
+        assert_eq!(public_key(&request), Err(CsrError::Signature));
+    }
+
+    proptest! {
+        #[test]
+        fn a_request_with_one_changed_byte_is_refused_without_a_panic(place: prop::sample::Index, change in 1_u8..) {
+            let mut request = KeyPair::generate().unwrap().csr_der().unwrap();
+            let index = place.index(request.len());
+            request[index] ^= change;
+            prop_assert!(public_key(&request).is_err());
+        }
+
+        #[test]
+        fn any_bytes_are_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(public_key(&bytes).is_err());
+        }
+    }
+}

@@ -44,7 +44,14 @@ impl Svid {
         }
         let leaf_fingerprint = x509::sha256(leaf);
         let certified_key = Arc::new(CertifiedKey::new(chain.clone(), key.rustls_key()?));
-        Ok(Self(Arc::new(Inner { id, facts, chain, key, leaf_fingerprint, certified_key })))
+        Ok(Self(Arc::new(Inner {
+            id,
+            facts,
+            chain,
+            key,
+            leaf_fingerprint,
+            certified_key,
+        })))
     }
 
     /// Reads what [`Svid::save`] wrote.
@@ -53,8 +60,14 @@ impl Svid {
     /// When the file is missing, readable by others, damaged, or as [`Svid::new`]; with its path.
     pub fn load(dir: &Path) -> Result<Self, SvidError> {
         let path = dir.join(FILE);
-        let text = files::read_private(dir, FILE).map_err(|source| SvidError::File { path: path.clone(), source })?;
-        Self::from_pem(&text).map_err(|source| SvidError::Content { path, source: Box::new(source) })
+        let text = files::read_private(dir, FILE).map_err(|source| SvidError::File {
+            path: path.clone(),
+            source,
+        })?;
+        Self::from_pem(&text).map_err(|source| SvidError::Content {
+            path,
+            source: Box::new(source),
+        })
     }
 
     /// Writes key and chain to one file, `svid.pem`, in `dir`: mode 0600, replaced in one step, on the disk when this
@@ -68,7 +81,10 @@ impl Svid {
         text.push_str(&self.chain_pem());
         files::private_directory(dir)
             .and_then(|()| files::write_private(dir, FILE, text.as_bytes()))
-            .map_err(|source| SvidError::File { path: dir.join(FILE), source })
+            .map_err(|source| SvidError::File {
+                path: dir.join(FILE),
+                source,
+            })
     }
 
     /// The SPIFFE ID.
@@ -126,15 +142,25 @@ impl Svid {
 
     fn from_pem(text: &str) -> Result<Self, SvidError> {
         let key = KeyPair::from_pem(text)?;
-        let chain = x509::certificates_from_pem(text.as_bytes())
-            .map_err(|error| VerifyError::new(VerifyCause::Malformed, format!("not readable as PEM: {error}")))?;
+        let chain = x509::certificates_from_pem(x509::after_key(text)).map_err(|error| {
+            VerifyError::new(
+                VerifyCause::Malformed,
+                format!("not readable as PEM: {error}"),
+            )
+        })?;
         Self::new(chain, key)
     }
 }
 
 impl fmt::Debug for Svid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Svid({}, serial {}, {} certificates)", self.id(), self.serial(), self.chain().len())
+        write!(
+            f,
+            "Svid({}, serial {}, {} certificates)",
+            self.id(),
+            self.serial(),
+            self.chain().len()
+        )
     }
 }
 
@@ -182,3 +208,131 @@ struct Inner {
 const FILE: &str = "svid.pem";
 /// Large enough that the text does not move, leaving copies of the key, while it grows.
 const FILE_SIZE_HINT: usize = 16 * 1024;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::test_certificates::{DAY, Recipe, WEB, start, uri};
+    use crate::verify_signature;
+
+    fn svid() -> Svid {
+        let made = Recipe::good().make();
+        Svid::new(made.chain, made.leaf_key).unwrap()
+    }
+
+    #[test]
+    fn an_svid_tells_what_its_leaf_says() {
+        let svid = svid();
+        assert_eq!(svid.id().as_str(), WEB);
+        assert_eq!(svid.issuer(), "CN=test intermediate");
+        assert_eq!(svid.not_before(), start() - Duration::from_secs(600));
+        assert_eq!(svid.not_after(), start() + Duration::from_secs(DAY as u64));
+        assert_eq!(svid.chain_pem().matches("BEGIN CERTIFICATE").count(), 2);
+        assert_eq!(svid.certified_key().cert, svid.chain());
+        svid.certified_key().keys_match().unwrap();
+    }
+
+    #[test]
+    fn a_key_that_is_not_the_leafs_is_refused() {
+        let made = Recipe::good().make();
+        let refused = Svid::new(made.chain, KeyPair::generate().unwrap());
+        assert!(matches!(refused, Err(SvidError::KeyMismatch(id)) if id.as_str() == WEB));
+    }
+
+    #[test]
+    fn a_chain_that_no_peer_would_take_is_refused() {
+        let mut recipe = Recipe::good();
+        recipe
+            .leaf
+            .subject_alt_names
+            .push(uri("spiffe://cluster.local/ns/shop/sa/other"));
+        let made = recipe.make();
+        let refused = Svid::new(made.chain, made.leaf_key).unwrap_err();
+        assert!(
+            matches!(refused, SvidError::Chain(error) if error.cause == VerifyCause::SeveralUriSans)
+        );
+        assert!(Svid::new(Vec::new(), KeyPair::generate().unwrap()).is_err());
+        let made = Recipe::good().make();
+        let twice_the_leaf = vec![made.chain[0].clone(), made.chain[0].clone()];
+        let refused = Svid::new(twice_the_leaf, made.leaf_key).unwrap_err();
+        assert!(
+            matches!(refused, SvidError::Chain(error) if error.cause == VerifyCause::NotAnIssuer)
+        );
+    }
+
+    #[test]
+    fn a_saved_svid_is_its_owners_alone_and_loads_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("state");
+        let (first, second) = (svid(), svid());
+        first.save(&dir).unwrap();
+        second.save(&dir).unwrap();
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(dir.join("svid.pem")).unwrap().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        let loaded = Svid::load(&dir).unwrap();
+        assert_eq!(loaded.chain(), second.chain());
+        let (scheme, signature) = loaded.sign(b"message").unwrap();
+        verify_signature(&second.chain()[0], scheme, b"message", &signature).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_with_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("svid.pem");
+        assert!(matches!(
+            Svid::load(dir.path()),
+            Err(SvidError::File { .. })
+        ));
+        svid().save(dir.path()).unwrap();
+        let good = fs::read_to_string(&path).unwrap();
+        let key_ends = good.find("-----BEGIN CERTIFICATE").unwrap();
+        let other_key = format!(
+            "{}{}",
+            *KeyPair::generate().unwrap().to_pem(),
+            &good[key_ends..]
+        );
+        let huge = "x".repeat(200_000);
+        for bad in [
+            "",
+            "garbage",
+            &good[..key_ends],
+            &good[key_ends..],
+            &good[..good.len() - 40],
+            &other_key,
+            &huge,
+        ] {
+            fs::write(&path, bad).unwrap();
+            let error = Svid::load(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(path.to_str().unwrap()), "{error}");
+        }
+        fs::write(&path, [0xff, 0xfe]).unwrap();
+        assert!(Svid::load(dir.path()).is_err());
+        fs::write(&path, good).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let error = Svid::load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("0644"), "{error}");
+    }
+
+    #[test]
+    fn no_key_shows_in_what_is_printed() {
+        let made = Recipe::good().make();
+        let secret = made.leaf_key.to_pem();
+        let shown_key = format!("{:?}", made.leaf_key);
+        let svid = Svid::new(made.chain, made.leaf_key).unwrap();
+        let shown = format!("{shown_key} {svid:?} {:?}", svid.certified_key());
+        for line in secret.lines().filter(|line| !line.starts_with("---")) {
+            assert!(!shown.contains(line));
+        }
+        assert!(!shown.contains("PRIVATE"));
+        assert!(format!("{svid:?}").contains(WEB) && shown_key == "KeyPair(P-256, private)");
+    }
+}

@@ -17,11 +17,12 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{
-    CertificateError, ClientConfig, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion,
+    CertificateError, ClientConfig, CommonState, ServerConfig, SupportedCipherSuite,
+    SupportedProtocolVersion,
 };
 
 use crate::svid::Svid;
-use crate::verifier::{SvidVerifier, VerifyError};
+use crate::verifier::{PeerIdentity, SvidVerifier, VerifyCause, VerifyError};
 pub use facts::TlsFacts;
 use verifiers::{ClientVerifier, NameRule, ServerVerifier};
 
@@ -81,7 +82,10 @@ pub fn server_config(
 ///
 /// # Errors
 /// When rustls can't be configured; not by any input.
-pub fn ingress_server_config(svid: &Svid, verifier: &Arc<SvidVerifier>) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn ingress_server_config(
+    svid: &Svid,
+    verifier: &Arc<SvidVerifier>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = server(svid, verifier, ClientAuth::Required, INGRESS_VERSIONS)?;
     config.require_ems = true;
     Ok(Arc::new(config))
@@ -92,16 +96,37 @@ pub fn ingress_server_config(svid: &Svid, verifier: &Arc<SvidVerifier>) -> Resul
 ///
 /// # Errors
 /// When rustls can't be configured; not by any input.
-pub fn ingress_client_config(svid: &Svid, verifier: &Arc<SvidVerifier>) -> Result<Arc<ClientConfig>, TlsError> {
+pub fn ingress_client_config(
+    svid: &Svid,
+    verifier: &Arc<SvidVerifier>,
+) -> Result<Arc<ClientConfig>, TlsError> {
     let mut config = client(Some(svid), verifier, NameRule::MustMatch, INGRESS_VERSIONS)?;
     config.require_ems = true;
     Ok(Arc::new(config))
 }
 
-/// What our verifier said inside a handshake that failed with `error`; `None` where it failed for another reason.
+/// Who is at the other end of a connection whose handshake is through. Costs one hash: the handshake has just
+/// verified the same chain.
+///
+/// # Errors
+/// `no-certificate` for an anonymous client (or before the certificates came); else as
+/// [`SvidVerifier::verify`], since time and bundle may have changed in between.
+pub fn peer_identity(
+    connection: &CommonState,
+    verifier: &SvidVerifier,
+) -> Result<PeerIdentity, VerifyError> {
+    verifier.verify(connection.peer_certificates().unwrap_or_default())
+}
+
+/// Why a handshake failed, where it failed for the peer's certificate; `None` where it failed for another reason.
+/// The peer itself learns nothing of it but an alert.
 pub fn verify_error(error: &rustls::Error) -> Option<&VerifyError> {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::Other(other)) => other.0.downcast_ref(),
+        rustls::Error::InvalidCertificate(CertificateError::BadSignature) => {
+            Some(&BAD_HANDSHAKE_SIGNATURE)
+        }
+        rustls::Error::NoCertificatesPresented => Some(&NO_CERTIFICATE),
         _ => None,
     }
 }
@@ -111,12 +136,25 @@ pub fn verify_error(error: &rustls::Error) -> Option<&VerifyError> {
 #[error("TLS can't be configured: {0}")]
 pub struct TlsError(#[from] rustls::Error);
 
+static NO_CERTIFICATE: LazyLock<VerifyError> =
+    LazyLock::new(|| VerifyError::new(VerifyCause::NoCertificate, "the peer sent no certificate"));
+static BAD_HANDSHAKE_SIGNATURE: LazyLock<VerifyError> = LazyLock::new(|| {
+    VerifyError::new(
+        VerifyCause::BadSignature,
+        "the peer does not hold the private key of its certificate",
+    )
+});
+
 const MESH_VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13];
 const INGRESS_VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 
 /// The hybrid of ML-KEM-768 and X25519 first; the classical groups for ingresses that don't know it.
-static KEY_EXCHANGE: &[&dyn SupportedKxGroup] =
-    &[kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
+static KEY_EXCHANGE: &[&dyn SupportedKxGroup] = &[
+    kx_group::X25519MLKEM768,
+    kx_group::X25519,
+    kx_group::SECP256R1,
+    kx_group::SECP384R1,
+];
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(CryptoProvider {
@@ -165,12 +203,19 @@ fn client(
     name_rule: NameRule,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Result<ClientConfig, TlsError> {
-    let builder = ClientConfig::builder_with_details(Arc::clone(&PROVIDER), Arc::new(verifier.clock().clone()))
-        .with_protocol_versions(versions)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(Arc::clone(verifier), name_rule)));
+    let builder = ClientConfig::builder_with_details(
+        Arc::clone(&PROVIDER),
+        Arc::new(verifier.clock().clone()),
+    )
+    .with_protocol_versions(versions)?
+    .dangerous()
+    .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(
+        Arc::clone(verifier),
+        name_rule,
+    )));
     let mut config = match svid {
-        Some(svid) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key()))),
+        Some(svid) => builder
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key()))),
         None => builder.with_no_client_auth(),
     };
     config.resumption = Resumption::disabled();
@@ -184,10 +229,16 @@ fn server(
     client_auth: ClientAuth,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Result<ServerConfig, TlsError> {
-    let mut config = ServerConfig::builder_with_details(Arc::clone(&PROVIDER), Arc::new(verifier.clock().clone()))
-        .with_protocol_versions(versions)?
-        .with_client_cert_verifier(Arc::new(ClientVerifier::new(Arc::clone(verifier), client_auth)))
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key())));
+    let mut config = ServerConfig::builder_with_details(
+        Arc::clone(&PROVIDER),
+        Arc::new(verifier.clock().clone()),
+    )
+    .with_protocol_versions(versions)?
+    .with_client_cert_verifier(Arc::new(ClientVerifier::new(
+        Arc::clone(verifier),
+        client_auth,
+    )))
+    .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key())));
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
@@ -195,7 +246,11 @@ fn server(
 }
 
 fn alpn_list(alpn: &[u8]) -> Vec<Vec<u8>> {
-    if alpn.is_empty() { Vec::new() } else { vec![alpn.to_vec()] }
+    if alpn.is_empty() {
+        Vec::new()
+    } else {
+        vec![alpn.to_vec()]
+    }
 }
 
 #[cfg(test)]

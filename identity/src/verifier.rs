@@ -35,7 +35,11 @@ pub struct SvidVerifier {
 impl SvidVerifier {
     /// A verifier that reads `bundles` anew at every call.
     pub fn new(bundles: SharedBundles, clock: Clock) -> Arc<Self> {
-        Arc::new(Self { bundles, clock, cache: Mutex::default() })
+        Arc::new(Self {
+            bundles,
+            clock,
+            cache: Mutex::default(),
+        })
     }
 
     /// Verifies a chain (DER, leaf first, with or without the root) as an X.509-SVID.
@@ -54,9 +58,14 @@ impl SvidVerifier {
         }
         let (leaf, id) = path::read_leaf(chain)?;
         let bundles = self.bundles.load();
-        let bundle = bundles.get(id.trust_domain()).ok_or_else(|| unknown_trust_domain(&id))?;
+        let bundle = bundles
+            .get(id.trust_domain())
+            .ok_or_else(|| unknown_trust_domain(&id))?;
         let identity = path::verify(chain, leaf, id, bundle, now)?;
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, identity.clone(), bundle.digest());
+        self.cache
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(digest, identity.clone(), bundle.digest());
         Ok(identity)
     }
 
@@ -69,11 +78,19 @@ impl SvidVerifier {
         identity.check_time(unix_seconds(self.clock.wall()))?;
         let bundles = self.bundles.load();
         let id = identity.id();
-        let bundle = bundles.get(id.trust_domain()).ok_or_else(|| unknown_trust_domain(id))?;
-        if bundle.authorities().any(|authority| authority == identity.authority()) {
+        let bundle = bundles
+            .get(id.trust_domain())
+            .ok_or_else(|| unknown_trust_domain(id))?;
+        if bundle
+            .authorities()
+            .any(|authority| authority == identity.authority())
+        {
             return Ok(());
         }
-        let detail = format!("the authority {} that vouched for {id} has left the trust bundle", identity.authority());
+        let detail = format!(
+            "the authority {} that vouched for {id} has left the trust bundle",
+            identity.authority()
+        );
         Err(VerifyError::new(VerifyCause::UnknownAuthority, detail))
     }
 
@@ -91,13 +108,19 @@ impl SvidVerifier {
     fn recall(&self, digest: &[u8; 32]) -> Option<PeerIdentity> {
         let bundles = self.bundles.load();
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.get(digest, |identity| bundles.get(identity.id().trust_domain()).map(TrustBundle::digest))
+        cache.get(digest, |identity| {
+            bundles
+                .get(identity.id().trust_domain())
+                .map(TrustBundle::digest)
+        })
     }
 }
 
 impl fmt::Debug for SvidVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SvidVerifier").field("bundles", &self.bundles.load()).finish_non_exhaustive()
+        f.debug_struct("SvidVerifier")
+            .field("bundles", &self.bundles.load())
+            .finish_non_exhaustive()
     }
 }
 
@@ -179,14 +202,23 @@ pub fn verify_signature(
         .find(|(known, _)| *known == scheme)
         .and_then(|(_, algorithms)| algorithms.first())
         .ok_or_else(|| {
-            let detail = format!("signature scheme {scheme:?} is not among those allowed in TLS 1.3");
+            let detail =
+                format!("signature scheme {scheme:?} is not among those allowed in TLS 1.3");
             VerifyError::new(VerifyCause::UnsupportedAlgorithm, detail)
         })?;
-    let leaf = EndEntityCert::try_from(leaf)
-        .map_err(|error| VerifyError::new(VerifyCause::Malformed, format!("no X.509 certificate: {error}")))?;
-    leaf.verify_signature(*algorithm, message, signature).map_err(|error| {
-        VerifyError::new(VerifyCause::BadSignature, format!("the signature does not fit the certificate: {error}"))
-    })
+    let leaf = EndEntityCert::try_from(leaf).map_err(|error| {
+        VerifyError::new(
+            VerifyCause::Malformed,
+            format!("no X.509 certificate: {error}"),
+        )
+    })?;
+    leaf.verify_signature(*algorithm, message, signature)
+        .map_err(|error| {
+            VerifyError::new(
+                VerifyCause::BadSignature,
+                format!("the signature does not fit the certificate: {error}"),
+            )
+        })
 }
 
 pub(crate) use path::HANDSHAKE_ALGORITHMS;
@@ -204,11 +236,19 @@ struct Verified {
 
 fn check_window(not_before: u64, not_after: u64, now: u64, what: &str) -> Result<(), VerifyError> {
     if now > not_after {
-        let detail = format!("{what} expired at {}; it is {}", rfc3339(not_after), rfc3339(now));
+        let detail = format!(
+            "{what} expired at {}; it is {}",
+            rfc3339(not_after),
+            rfc3339(now)
+        );
         return Err(VerifyError::new(VerifyCause::Expired, detail));
     }
     if now < not_before {
-        let detail = format!("{what} is valid from {}; it is {}", rfc3339(not_before), rfc3339(now));
+        let detail = format!(
+            "{what} is valid from {}; it is {}",
+            rfc3339(not_before),
+            rfc3339(now)
+        );
         return Err(VerifyError::new(VerifyCause::NotYetValid, detail));
     }
     Ok(())
@@ -222,3 +262,6 @@ fn unknown_trust_domain(id: &SpiffeId) -> VerifyError {
     let detail = format!("no trust bundle for the trust domain of {id}");
     VerifyError::new(VerifyCause::UnknownTrustDomain, detail)
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,18 +73,29 @@ pub(crate) struct ExtendedKeyUsage {
 /// Reads one certificate.
 pub(crate) fn parse(der: &[u8]) -> Result<Facts, VerifyError> {
     if der.len() > MAX_CERTIFICATE {
-        return Err(malformed(format!("a certificate has {} bytes: expected at most {MAX_CERTIFICATE}", der.len())));
+        return Err(malformed(format!(
+            "a certificate has {} bytes: expected at most {MAX_CERTIFICATE}",
+            der.len()
+        )));
     }
-    let (rest, certificate) =
-        X509Certificate::from_der(der).map_err(|error| malformed(format!("no X.509 certificate: {error}")))?;
+    let (rest, certificate) = X509Certificate::from_der(der)
+        .map_err(|error| malformed(format!("no X.509 certificate: {error}")))?;
     if !rest.is_empty() {
-        return Err(malformed(format!("{} bytes follow the certificate", rest.len())));
+        return Err(malformed(format!(
+            "{} bytes follow the certificate",
+            rest.len()
+        )));
     }
     if certificate.version() != X509Version::V3 {
-        return Err(malformed(format!("X.509 version is {}: expected V3", certificate.version())));
+        return Err(malformed(format!(
+            "X.509 version is {}: expected V3",
+            certificate.version()
+        )));
     }
     if certificate.signature_algorithm != certificate.tbs_certificate.signature {
-        return Err(malformed("the signature algorithm inside the certificate differs from the one outside"));
+        return Err(malformed(
+            "the signature algorithm inside the certificate differs from the one outside",
+        ));
     }
     let mut facts = Facts {
         serial: hex(trim_sign_byte(certificate.raw_serial())),
@@ -111,38 +122,63 @@ pub(crate) fn parse(der: &[u8]) -> Result<Facts, VerifyError> {
 
 /// The distinguished name of whom a certificate speaks.
 pub(crate) fn subject(der: &[u8]) -> Result<String, VerifyError> {
-    let (_, certificate) =
-        X509Certificate::from_der(der).map_err(|error| malformed(format!("no X.509 certificate: {error}")))?;
+    let (_, certificate) = X509Certificate::from_der(der)
+        .map_err(|error| malformed(format!("no X.509 certificate: {error}")))?;
     Ok(certificate.subject().to_string())
 }
 
 /// Whether the key in the certificate `issuer` signed the certificate `der`.
 pub(crate) fn is_signed_by(der: &[u8], issuer: &[u8]) -> bool {
-    match (X509Certificate::from_der(der), X509Certificate::from_der(issuer)) {
-        (Ok((_, certificate)), Ok((_, issuer))) => certificate.verify_signature(Some(issuer.public_key())).is_ok(),
+    match (
+        X509Certificate::from_der(der),
+        X509Certificate::from_der(issuer),
+    ) {
+        (Ok((_, certificate)), Ok((_, issuer))) => certificate
+            .verify_signature(Some(issuer.public_key()))
+            .is_ok(),
         _ => false,
     }
 }
 
 /// All certificates of a PEM text, in order; other sections are skipped.
-pub(crate) fn certificates_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, rustls_pki_types::pem::Error> {
+pub(crate) fn certificates_from_pem(
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, rustls_pki_types::pem::Error> {
     CertificateDer::pem_slice_iter(pem).collect()
 }
 
+/// The part of a file of ours that comes after the key, so that no reader of certificates ever decodes the key.
+pub(crate) fn after_key(text: &str) -> &[u8] {
+    text.find("-----BEGIN CERTIFICATE")
+        .and_then(|at| text.get(at..))
+        .unwrap_or_default()
+        .as_bytes()
+}
+
 /// `certificates` as PEM, in order.
-pub(crate) fn certificates_to_pem<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> String {
-    let sections = certificates.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der.as_ref()));
+pub(crate) fn certificates_to_pem<'a>(
+    certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>,
+) -> String {
+    let sections = certificates
+        .into_iter()
+        .map(|der| pem::Pem::new("CERTIFICATE", der.as_ref()));
     pem::encode_many_config(&sections.collect::<Vec<_>>(), PEM_STYLE)
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
-    digest_array(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))
+    digest_array(&aws_lc_rs::digest::digest(
+        &aws_lc_rs::digest::SHA256,
+        bytes,
+    ))
 }
 
 pub(crate) fn digest_array(digest: &aws_lc_rs::digest::Digest) -> [u8; 32] {
     let mut array = [0; 32];
     // Both are 32 bytes; `zip` says so without a panic.
-    array.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
+    array
+        .iter_mut()
+        .zip(digest.as_ref())
+        .for_each(|(to, from)| *to = *from);
     array
 }
 
@@ -163,28 +199,47 @@ fn read_extension(extension: &X509Extension<'_>, facts: &mut Facts) -> Result<()
             | ParsedExtension::SubjectAlternativeName(_)
     );
     if ours && !is_one_element(extension.value) {
-        return Err(malformed(format!("bytes follow the value of extension {}", extension.oid)));
+        return Err(malformed(format!(
+            "bytes follow the value of extension {}",
+            extension.oid
+        )));
     }
     match parsed {
         ParsedExtension::ParseError { .. } => {
-            return Err(malformed(format!("extension {} can't be read", extension.oid)));
+            return Err(malformed(format!(
+                "extension {} can't be read",
+                extension.oid
+            )));
         }
         ParsedExtension::BasicConstraints(found) => {
-            let found = BasicConstraints { ca: found.ca, path_length: found.path_len_constraint };
+            let found = BasicConstraints {
+                ca: found.ca,
+                path_length: found.path_len_constraint,
+            };
             if found.path_length.is_some() && !found.ca {
-                return Err(malformed("basicConstraints has a path length without CA:TRUE"));
+                return Err(malformed(
+                    "basicConstraints has a path length without CA:TRUE",
+                ));
             }
             facts.basic_constraints = Some(found);
         }
         ParsedExtension::KeyUsage(found) => {
-            facts.key_usage = Some(KeyUsage { critical: extension.critical, bits: found.flags });
+            facts.key_usage = Some(KeyUsage {
+                critical: extension.critical,
+                bits: found.flags,
+            });
         }
         ParsedExtension::ExtendedKeyUsage(found) => {
-            facts.extended_key_usage =
-                Some(ExtendedKeyUsage { server: found.server_auth, client: found.client_auth });
+            facts.extended_key_usage = Some(ExtendedKeyUsage {
+                server: found.server_auth,
+                client: found.client_auth,
+            });
         }
         ParsedExtension::SubjectAlternativeName(names) => {
-            names.general_names.iter().try_for_each(|name| read_name(name, facts))?;
+            names
+                .general_names
+                .iter()
+                .try_for_each(|name| read_name(name, facts))?;
         }
         // webpki enforces these where it meets them.
         ParsedExtension::NameConstraints(_) => {}

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey};
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType,
-    SubjectPublicKeyInfo,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
+    SanType, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, DnsName};
 
@@ -26,7 +27,9 @@ pub(super) fn issue(
 ) -> Result<Issued, IssueError> {
     let dns_name = check_id(authority, id)?;
     check_ttl(authority, ttl)?;
-    if p256_point(spki_der).is_none() || spki_der == issuer.spki() {
+    let point = p256_point(spki_der).ok_or(IssueError::PublicKey)?;
+    // Parsing checks that the point is on the curve.
+    if ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point).is_err() || spki_der == issuer.spki() {
         return Err(IssueError::PublicKey);
     }
     let public_key = SubjectPublicKeyInfo::from_der(spki_der).map_err(|_| IssueError::PublicKey)?;
@@ -41,7 +44,9 @@ pub(super) fn issue(
     let not_before = now.saturating_sub(BACKDATING).max(issuer.not_before());
     let not_after = now.saturating_add(ttl.as_secs()).min(issuer.not_after());
     let params = leaf_params(id, &dns_name, not_before, not_after).map_err(Box::new)?;
-    let leaf = issuer.sign(&params, &public_key).map_err(|error| IssueError::Certificate(error.to_string()))?;
+    let leaf = issuer
+        .sign(&params, &public_key)
+        .map_err(|error| IssueError::Certificate(error.to_string()))?;
     let chain = vec![leaf, issuer.certificate().clone()];
     let serial = check_own_output(authority, &chain, spki_der, id, &dns_name, now)?;
     Ok(Issued {
@@ -66,7 +71,9 @@ pub enum IssueError {
         trust_domain: TrustDomain,
     },
     /// No `/ns/<namespace>/sa/<service-account>`.
-    #[error("{0} is no workload: expected spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>")]
+    #[error(
+        "{0} is no workload: expected spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>"
+    )]
     NotAWorkload(SpiffeId),
     /// The names make no DNS name, which every SVID bears for peers that know no URIs.
     #[error("{id} can't be issued: {name:?} is no DNS name (253 characters at most, 63 per label)")]
@@ -87,7 +94,9 @@ pub enum IssueError {
         longest: Duration,
     },
     /// Another kind of key, a point that is not on the curve, or the issuer's own.
-    #[error("the public key can't be certified: expected a P-256 key (uncompressed) that is not the issuer's own")]
+    #[error(
+        "the public key can't be certified: expected a P-256 key (uncompressed) that is not the issuer's own"
+    )]
     PublicKey,
     /// The intermediate has run out and could not be replaced.
     #[error("the issuer is valid from {not_before} to {not_after}, and it is {now}")]
@@ -122,7 +131,10 @@ const BACKDATING: u64 = 600;
 fn check_id(authority: &CertificateAuthority, id: &SpiffeId) -> Result<String, IssueError> {
     if id.trust_domain() != authority.trust_domain() {
         let trust_domain = authority.trust_domain().clone();
-        return Err(IssueError::ForeignTrustDomain { id: id.clone(), trust_domain });
+        return Err(IssueError::ForeignTrustDomain {
+            id: id.clone(),
+            trust_domain,
+        });
     }
     let (Some(namespace), Some(service_account)) = (id.namespace(), id.service_account()) else {
         return Err(IssueError::NotAWorkload(id.clone()));
@@ -130,7 +142,10 @@ fn check_id(authority: &CertificateAuthority, id: &SpiffeId) -> Result<String, I
     let name = format!("{service_account}.{namespace}.{}", id.trust_domain());
     match DnsName::try_from(name.as_str()) {
         Ok(_) => Ok(name),
-        Err(_) => Err(IssueError::DnsName { id: id.clone(), name }),
+        Err(_) => Err(IssueError::DnsName {
+            id: id.clone(),
+            name,
+        }),
     }
 }
 
@@ -138,7 +153,11 @@ fn check_ttl(authority: &CertificateAuthority, ttl: Duration) -> Result<(), Issu
     let limits = authority.limits();
     // A life below a second would end before it is handed out: certificates know whole seconds.
     if ttl < limits.shortest.max(Duration::from_secs(1)) || ttl > limits.longest {
-        return Err(IssueError::Ttl { asked: ttl, shortest: limits.shortest, longest: limits.longest });
+        return Err(IssueError::Ttl {
+            asked: ttl,
+            shortest: limits.shortest,
+            longest: limits.longest,
+        });
     }
     Ok(())
 }
@@ -152,14 +171,19 @@ fn leaf_params(
     let certificate = |error: rcgen::Error| AuthorityError::Certificate(error.to_string());
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, ORGANIZATION);
     params.serial_number = Some(random_serial()?);
     params.not_before = calendar(not_before)?;
     params.not_after = calendar(not_after)?;
     // `NoCa` would leave basicConstraints out.
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     params.use_authority_key_identifier_extension = true;
     params.subject_alt_names = vec![
         SanType::URI(id.as_str().try_into().map_err(certificate)?),
@@ -184,14 +208,22 @@ fn check_own_output(
         let as_asked = found == *id
             && facts.dns_names == [dns_name]
             && facts.spki == spki_der
-            && facts.key_usage.is_some_and(|usage| usage.only(KeyUsage::DIGITAL_SIGNATURE))
+            && facts
+                .key_usage
+                .is_some_and(|usage| usage.only(KeyUsage::DIGITAL_SIGNATURE))
             && facts.extended_key_usage.is_some();
         if !as_asked {
-            return Err(VerifyError::new(VerifyCause::WrongIdentity, "it does not say what was asked for"));
+            return Err(VerifyError::new(
+                VerifyCause::WrongIdentity,
+                "it does not say what was asked for",
+            ));
         }
         let serial = facts.serial.clone();
         verify_with_bundle(chain, facts, found, &authority.bundle, now)?;
         Ok(serial)
     };
-    check().map_err(|source| IssueError::SelfCheck { id: id.clone(), source })
+    check().map_err(|source| IssueError::SelfCheck {
+        id: id.clone(),
+        source,
+    })
 }

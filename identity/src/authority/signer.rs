@@ -2,7 +2,8 @@
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose, SanType,
+    SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use std::time::Duration;
@@ -53,7 +54,13 @@ impl Signer {
         let not_after = now.saturating_add(life.as_secs()).min(self.not_after());
         let mut params = issuer_params("issuer", trust_domain, &key, 0, not_before, not_after)?;
         params.use_authority_key_identifier_extension = true;
-        let made = Self::new(params.signed_by(&key, &self.issuer).map_err(certificate_error)?.into(), key)?;
+        let made = Self::new(
+            params
+                .signed_by(&key, &self.issuer)
+                .map_err(certificate_error)?
+                .into(),
+            key,
+        )?;
         made.check_issued_by(self)?;
         Ok(made)
     }
@@ -61,13 +68,15 @@ impl Signer {
     /// Reads what [`Signer::to_pem`] wrote.
     pub(super) fn from_pem(text: &str) -> Result<Self, AuthorityError> {
         let key = KeyPair::from_pem(text)?;
-        let certificates = x509::certificates_from_pem(text.as_bytes())
-            .map_err(|error| AuthorityError::Certificate(format!("not readable as PEM: {error}")))?;
+        let certificates = x509::certificates_from_pem(x509::after_key(text)).map_err(|error| {
+            AuthorityError::Certificate(format!("not readable as PEM: {error}"))
+        })?;
         match <[CertificateDer<'static>; 1]>::try_from(certificates) {
             Ok([certificate]) => Self::new(certificate, key),
-            Err(found) => {
-                Err(AuthorityError::Certificate(format!("{} certificates found: expected one", found.len())))
-            }
+            Err(found) => Err(AuthorityError::Certificate(format!(
+                "{} certificates found: expected one",
+                found.len()
+            ))),
         }
     }
 
@@ -114,11 +123,17 @@ impl Signer {
     /// That `self` bears the name and a good signature of `root`.
     pub(super) fn check_issued_by(&self, root: &Self) -> Result<(), VerifyError> {
         if self.facts.issuer != root.subject {
-            let detail = format!("the intermediate was issued by {}, the root is {}", self.facts.issuer, root.subject);
+            let detail = format!(
+                "the intermediate was issued by {}, the root is {}",
+                self.facts.issuer, root.subject
+            );
             return Err(VerifyError::new(VerifyCause::UnknownAuthority, detail));
         }
         if !x509::is_signed_by(&self.certificate, &root.certificate) {
-            return Err(VerifyError::new(VerifyCause::BadSignature, "the intermediate was not signed by the root"));
+            return Err(VerifyError::new(
+                VerifyCause::BadSignature,
+                "the intermediate was not signed by the root",
+            ));
         }
         Ok(())
     }
@@ -126,18 +141,28 @@ impl Signer {
     fn new(certificate: CertificateDer<'static>, key: KeyPair) -> Result<Self, AuthorityError> {
         let facts = x509::parse(&certificate)?;
         if facts.spki != key.spki_der() {
-            return Err(AuthorityError::Certificate("the certificate belongs to another private key".to_owned()));
+            return Err(AuthorityError::Certificate(
+                "the certificate belongs to another private key".to_owned(),
+            ));
         }
         let subject = x509::subject(&certificate)?;
-        let issuer = rcgen::Issuer::from_ca_cert_der(&certificate, key).map_err(certificate_error)?;
-        Ok(Self { issuer, certificate, facts, subject })
+        let issuer =
+            rcgen::Issuer::from_ca_cert_der(&certificate, key).map_err(certificate_error)?;
+        Ok(Self {
+            issuer,
+            certificate,
+            facts,
+            subject,
+        })
     }
 }
 
 /// A serial number of 127 random bits: positive, never short, never the same twice (RFC 5280 section 4.1.2.2).
 pub(super) fn random_serial() -> Result<SerialNumber, KeyError> {
     let mut bytes = [0_u8; 16];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| KeyError::Generate)?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| KeyError::Generate)?;
     let [first, ..] = &mut bytes;
     *first = (*first & 0x7f) | 0x40;
     Ok(SerialNumber::from_slice(&bytes))
@@ -148,7 +173,9 @@ pub(super) fn calendar(seconds: u64) -> Result<OffsetDateTime, AuthorityError> {
     i64::try_from(seconds)
         .ok()
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
-        .ok_or_else(|| AuthorityError::Certificate(format!("no certificate can name {seconds} s after 1970")))
+        .ok_or_else(|| {
+            AuthorityError::Certificate(format!("no certificate can name {seconds} s after 1970"))
+        })
 }
 
 /// Issuers begin before they are made, so that a leaf that is backdated too does not begin before its issuer.
@@ -169,17 +196,26 @@ fn issuer_params(
 ) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
     // Names differ by key: two issuers of one name make a verifier try both, and tell a worse error.
-    let fingerprint = x509::hex(&x509::sha256(&key.spki_der())).chars().take(16).collect::<String>();
+    let fingerprint = x509::hex(&x509::sha256(&key.spki_der()))
+        .chars()
+        .take(16)
+        .collect::<String>();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
-    params.distinguished_name.push(DnType::CommonName, format!("Byrnie {kind} {fingerprint}"));
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, ORGANIZATION);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Byrnie {kind} {fingerprint}"));
     params.serial_number = Some(random_serial()?);
     params.not_before = calendar(not_before)?;
     params.not_after = calendar(not_after)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let id = SpiffeId::of_trust_domain(trust_domain);
-    params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().map_err(certificate_error)?)];
+    params.subject_alt_names = vec![SanType::URI(
+        id.as_str().try_into().map_err(certificate_error)?,
+    )];
     Ok(params)
 }
 
