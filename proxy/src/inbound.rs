@@ -1,0 +1,176 @@
+//! The server's side of a connection: what arrives at the pod's own addresses. The first bytes say what it is, and
+//! whether it may go further is decided before the application is dialled.
+
+mod gate;
+mod ingress;
+mod local;
+mod plaintext;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use byrnie_identity::tls::ALPN_TUNNEL;
+use byrnie_policy::MtlsMode;
+use byrnie_redirect::{OriginalDestination, original_dst};
+use tokio::net::{TcpListener, TcpStream};
+
+pub(crate) use gate::Gate;
+use local::is_own_address;
+
+use crate::limits::{ACCEPT_BACKOFF, BUFFER_MIN, CLIENT_HELLO, TLS_HANDSHAKE};
+use crate::model::OwnPod;
+use crate::shared::Shared;
+use crate::sockets;
+use crate::telemetry::{Connection, Direction};
+use crate::tunnel::client_hello::{FirstBytes, classify};
+use crate::tunnel::pool::Worker;
+use crate::tunnel::server;
+
+/// Accepts what capture brings to the inbound port, for ever.
+pub async fn serve(shared: Arc<Shared>, _worker: Arc<Worker>, listener: TcpListener) {
+    loop {
+        match accept(&listener).await {
+            Some((stream, source)) => {
+                tokio::spawn(handle(shared.clone(), stream, source));
+            }
+            None => tokio::time::sleep(ACCEPT_BACKOFF).await,
+        }
+    }
+}
+
+/// The next connection; `None` where the process is out of something and has to wait.
+pub(crate) async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    match listener.accept().await {
+        Ok((stream, source)) => {
+            sockets::tune(&stream);
+            Some((stream, SocketAddr::new(source.ip().to_canonical(), source.port())))
+        }
+        // The client gave up while it waited: the next one is there already, or will be.
+        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => None,
+        Err(error) => {
+            tracing::warn!(%error, "a connection can't be accepted now; check the limit of open files (ulimit -n)");
+            None
+        }
+    }
+}
+
+async fn handle(shared: Arc<Shared>, stream: TcpStream, source: SocketAddr) {
+    let dialled = match original_dst(&stream) {
+        Ok(dialled) if dialled.0.port() != shared.config.listen.inbound_port && is_own_address(dialled.0.ip()) => dialled,
+        other => {
+            let found = other.map_or_else(|error| error.to_string(), |dialled| dialled.0.to_string());
+            let address = stream.local_addr().unwrap_or(source);
+            sockets::reset_on_close(&stream);
+            let connection = shared.telemetry.connection(Direction::Inbound, source, address);
+            return connection.refuse("not-redirected", format!("expected a captured connection to this pod, found {found}"));
+        }
+    };
+    let connection = Inbound { shared, stream, source, dialled };
+    connection.run().await;
+}
+
+/// One connection to the pod, of which nothing is known but the addresses.
+struct Inbound {
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    source: SocketAddr,
+    dialled: OriginalDestination,
+}
+
+impl Inbound {
+    async fn run(self) {
+        let Some(own) = self.shared.control.own() else {
+            return self.refuse("not-ready", "this proxy has no policies yet".into());
+        };
+        let port = self.dialled.0.port();
+        match own.policies.mtls_mode(port, self.shared.clock.wall()) {
+            MtlsMode::Strict => self.strict(&own).await,
+            MtlsMode::Permissive => self.permissive(&own).await,
+        }
+    }
+
+    /// Nothing but TLS gets further than its first byte.
+    async fn strict(self, own: &OwnPod) {
+        let gate = self.shared.streams.handshakes.enter(self.source.ip());
+        let mut read = Vec::new();
+        let first = tokio::select! {
+            first = first_bytes(&self.stream, &mut read, TLS_HANDSHAKE) => first,
+            () = gate.evicted() => return self.refuse("too-many-handshakes", "this address has more handshakes under way than any other".into()),
+        };
+        match first {
+            Ok(FirstBytes::Offers) => self.tunnel(read, gate).await,
+            Ok(FirstBytes::OtherTls) => self.other_tls(own, read, gate).await,
+            Ok(FirstBytes::NotTls) => {
+                self.refuse("plaintext-refused", "plaintext, where mTLS is strict; expected byrnie/1".into());
+            }
+            Ok(FirstBytes::Incomplete) => self.refuse("silent", "no ClientHello within 5 s, where mTLS is strict".into()),
+            Err(error) => self.refuse("closed-early", format!("the client closed before it had said what it is: {error}")),
+        }
+    }
+
+    async fn tunnel(self, read: Vec<u8>, gate: gate::Entered) {
+        let Some(certificates) = self.shared.certificates.current() else {
+            return self.refuse("no-svid", "this proxy has no SVID yet".into());
+        };
+        let Inbound { shared, stream, source, dialled } = self;
+        let accepted = tokio::select! {
+            accepted = server::accept(&shared, &certificates, stream, read) => accepted,
+            () = gate.evicted() => {
+                let connection = shared.telemetry.connection(Direction::Inbound, source, dialled.0);
+                return connection.refuse("too-many-handshakes", "this address has more handshakes under way than any other".into());
+            }
+        };
+        drop(gate);
+        match accepted {
+            Ok(tunnel) => match shared.streams.handshakes.admit_peer(tunnel.peer().id()) {
+                Some(_held) => server::serve(&shared, tunnel, source, dialled).await,
+                None => {
+                    let reason = format!("{} has too many tunnels to this pod already", tunnel.peer().id());
+                    record(&shared, source, dialled).refuse("too-many-tunnels", reason);
+                }
+            },
+            Err(error) => record(&shared, source, dialled).refuse(error.cause(), error.to_string()),
+        }
+    }
+
+    fn refuse(&self, cause: &'static str, reason: String) {
+        sockets::reset_on_close(&self.stream);
+        record(&self.shared, self.source, self.dialled).refuse(cause, reason);
+    }
+}
+
+/// The record of a connection whose source is known by its address alone.
+fn record(shared: &Shared, source: SocketAddr, dialled: OriginalDestination) -> Connection {
+    let mut connection = shared.telemetry.connection(Direction::Inbound, source, dialled.0);
+    connection.source(source.ip().to_string().into(), None);
+    if let Some(own) = shared.control.own() {
+        connection.destination(own.workload.clone(), Some(own.spiffe_id.clone()));
+    }
+    connection
+}
+
+/// Reads until it is known what the connection is, or `bound` has passed ([`FirstBytes::Incomplete`] then).
+///
+/// # Errors
+/// The client's end, or that of its connection.
+async fn first_bytes(stream: &TcpStream, read: &mut Vec<u8>, bound: Duration) -> io::Result<FirstBytes> {
+    let reading = async {
+        loop {
+            stream.readable().await?;
+            read.reserve(BUFFER_MIN);
+            match stream.try_read_buf(read) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => match classify(read, ALPN_TUNNEL) {
+                    FirstBytes::Incomplete if read.len() > 2 * CLIENT_HELLO => return Ok(FirstBytes::NotTls),
+                    FirstBytes::Incomplete => {}
+                    known => return Ok(known),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    tokio::time::timeout(bound, reading).await.unwrap_or(Ok(FirstBytes::Incomplete))
+}

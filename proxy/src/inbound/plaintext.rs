@@ -1,0 +1,103 @@
+//! Permissive mode: a client that speaks plaintext gets in while a `Permissive` covers the port, unless its address is a
+//! meshed pod's, which has no reason to.
+
+use std::time::Duration;
+
+use byrnie_policy::{Peer, Request, authorize};
+use byrnie_redirect::OriginalDestination;
+use tokio::net::TcpStream;
+
+use super::{Inbound, first_bytes, record};
+use crate::limits::{PERMISSIVE_SILENCE, TLS_HANDSHAKE};
+use crate::model::{AppProtocol, Meshed, OwnPod};
+use crate::passthrough::{self, End};
+use crate::sockets;
+use crate::streams::Grounds;
+use crate::tunnel::client_hello::FirstBytes;
+use crate::tunnel::server::dial_application;
+
+impl Inbound {
+    /// TLS is served as in strict mode; plaintext is passed by.
+    pub(super) async fn permissive(self, own: &OwnPod) {
+        if self.source_is_meshed().await {
+            return self.strict(own).await;
+        }
+        let gate = self.shared.streams.handshakes.enter(self.source.ip());
+        let mut read = Vec::new();
+        let server_first = own.ports.get(&self.dialled.0.port()) == Some(&AppProtocol::ServerFirst);
+        let patience = if server_first { Duration::ZERO } else { PERMISSIVE_SILENCE };
+        let mut first = first_bytes(&self.stream, &mut read, patience).await;
+        if matches!(first, Ok(FirstBytes::Incomplete)) && !read.is_empty() {
+            // It began like TLS: the rest of the ClientHello is on its way.
+            let begun = std::mem::take(&mut read);
+            first = self.rest_of_hello(begun, &mut read).await;
+        }
+        match first {
+            Ok(FirstBytes::Offers) => self.tunnel(read, gate).await,
+            Ok(FirstBytes::OtherTls) if own.policies.ingress.iter().any(|rule| rule.ports.contains(self.dialled.0.port())) => {
+                self.other_tls(own, read, gate).await;
+            }
+            Ok(_) => {
+                drop(gate);
+                self.pass(own, read).await;
+            }
+            Err(error) => self.refuse("closed-early", format!("the client closed before it had said what it is: {error}")),
+        }
+    }
+
+    async fn rest_of_hello(&self, begun: Vec<u8>, read: &mut Vec<u8>) -> std::io::Result<FirstBytes> {
+        *read = begun;
+        first_bytes(&self.stream, read, TLS_HANDSHAKE).await
+    }
+
+    /// Whether the control plane knows the source as a pod whose connections its own proxy secures.
+    async fn source_is_meshed(&self) -> bool {
+        let asked = std::net::SocketAddr::new(self.source.ip(), self.dialled.0.port());
+        match self.shared.discovery.lookup(OriginalDestination(asked)).await {
+            Ok(source) => source.endpoints.iter().any(|endpoint| matches!(endpoint.meshed, Meshed::Yes(_))),
+            // Not known is not a proof: it is held to what a meshed pod is held to.
+            Err(_) => true,
+        }
+    }
+
+    async fn pass(self, own: &OwnPod, read: Vec<u8>) {
+        let Inbound { shared, stream, source, dialled } = self;
+        let port = dialled.0.port();
+        let mut connection = record(&shared, source, dialled);
+        let registered = shared.streams.register(Grounds::InboundPlaintext { source: source.ip(), port }, None);
+        let request = Request { peer: Peer::Plaintext(source.ip()), port, now: shared.clock.wall() };
+        let authorized = match authorize(&own.policies, &request) {
+            Ok(authorized) => authorized,
+            Err(decision) => {
+                sockets::reset_on_close(&stream);
+                return connection.refuse(decision.reason.as_str(), decision.to_string());
+            }
+        };
+        if let Err(cut) = registered.check(&shared) {
+            sockets::reset_on_close(&stream);
+            return connection.refuse(cut.cause, cut.reason);
+        }
+        if let Some(rule) = &authorized.decision().rule {
+            connection.rule(rule.clone());
+        }
+        let application: TcpStream = match dial_application(&shared, &authorized, dialled).await {
+            Ok(application) => application,
+            Err(error) => {
+                sockets::reset_on_close(&stream);
+                return connection.refuse(error.cause(), format!("the application: {error}"));
+            }
+        };
+        connection.plaintext();
+        if let Err(error) = passthrough::write_all(&application, &read).await {
+            sockets::reset_on_close(&stream);
+            return connection.finish(0, 0, End::Broken(error).label());
+        }
+        let moved = passthrough::relay(&application, &stream, &registered).await;
+        if !matches!(moved.end, End::Clean) {
+            sockets::reset_on_close(&application);
+            sockets::reset_on_close(&stream);
+        }
+        // Counted as the client sees them.
+        connection.finish(moved.received + read.len() as u64, moved.sent, moved.end.label());
+    }
+}

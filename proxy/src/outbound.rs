@@ -1,0 +1,154 @@
+//! The client's side of a connection: what the pod's application dialled. Where it leads is asked of discovery; how it
+//! may be called is a fact of each endpoint, and a meshed one is called through a tunnel or not at all.
+
+mod direct;
+mod tunnelled;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use byrnie_redirect::{CANARY_V4, CANARY_V6, OriginalDestination, original_dst};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::inbound::accept;
+use crate::limits::{ACCEPT_BACKOFF, ATTEMPTS};
+use crate::model::{Destination, DestinationKind, Endpoint, Meshed, OwnPod};
+use crate::shared::Shared;
+use crate::sockets;
+use crate::telemetry::{Connection, Direction};
+use crate::tunnel::client::Early;
+use crate::tunnel::pool::Worker;
+
+/// Accepts what capture brings to the outbound port, for ever.
+pub async fn serve(shared: Arc<Shared>, worker: Arc<Worker>, listener: TcpListener) {
+    loop {
+        match accept(&listener).await {
+            Some((stream, source)) => {
+                tokio::spawn(handle(shared.clone(), worker.clone(), stream, source));
+            }
+            None => tokio::time::sleep(ACCEPT_BACKOFF).await,
+        }
+    }
+}
+
+async fn handle(shared: Arc<Shared>, worker: Arc<Worker>, stream: TcpStream, source: SocketAddr) {
+    let dialled = match original_dst(&stream) {
+        Ok(dialled) if is_canary(dialled) => return shared.readiness.answer_canary(stream, dialled).await,
+        Ok(dialled) if dialled.0 != stream.local_addr().unwrap_or(dialled.0) => dialled,
+        other => {
+            let found = other.map_or_else(|error| error.to_string(), |dialled| format!("{}, this proxy itself", dialled.0));
+            let address = stream.local_addr().unwrap_or(source);
+            sockets::reset_on_close(&stream);
+            let connection = shared.telemetry.connection(Direction::Outbound, source, address);
+            return connection.refuse("not-redirected", format!("expected a captured connection, found {found}"));
+        }
+    };
+    let mut connection = shared.telemetry.connection(Direction::Outbound, source, dialled.0);
+    let Some(own) = shared.control.own() else {
+        sockets::reset_on_close(&stream);
+        return connection.refuse("not-ready", "this proxy has no policies yet".into());
+    };
+    connection.source(own.workload.clone(), Some(own.spiffe_id.clone()));
+    let outbound = Outbound { shared, worker, application: stream, source, dialled, own };
+    outbound.run(connection).await;
+}
+
+fn is_canary(dialled: OriginalDestination) -> bool {
+    let ip = dialled.0.ip();
+    ip == CANARY_V4 || ip == CANARY_V6
+}
+
+/// One connection of the application.
+struct Outbound {
+    shared: Arc<Shared>,
+    worker: Arc<Worker>,
+    application: TcpStream,
+    source: SocketAddr,
+    dialled: OriginalDestination,
+    own: Arc<OwnPod>,
+}
+
+/// Why an endpoint did not take the connection, and whether another may be tried.
+struct Failed {
+    connection: Connection,
+    cause: &'static str,
+    reason: String,
+    retryable: bool,
+}
+
+impl Outbound {
+    async fn run(self, connection: Connection) {
+        let destination = match self.shared.discovery.lookup(self.dialled).await {
+            Ok(destination) => destination,
+            Err(error) => return self.refuse(connection, error.as_str(), error.to_string()),
+        };
+        match destination.kind {
+            DestinationKind::External => self.egress(connection).await,
+            DestinationKind::UnknownInternal => {
+                let reason = format!("{} is inside the cluster, but no Service or pod has it", self.dialled.0);
+                self.refuse(connection, "unknown-destination", reason);
+            }
+            DestinationKind::Service | DestinationKind::Pod => self.to_endpoints(connection, &destination).await,
+        }
+    }
+
+    /// Tries endpoints until one takes the connection, each once, and only while the application can't notice.
+    async fn to_endpoints(self, mut connection: Connection, destination: &Destination) {
+        if let Some(service) = &destination.service {
+            connection.service(service.clone());
+        }
+        let mut early = Early::default();
+        let mut tried = Vec::new();
+        let mut last: Option<Failed> = None;
+        while tried.len() < ATTEMPTS {
+            let Some(endpoint) = self.worker.loads.choose(&destination.endpoints, &tried) else { break };
+            tried.push(endpoint.address);
+            if let Some(failed) = last.take() {
+                connection = failed.connection;
+            }
+            connection.destination(endpoint.workload.clone(), None);
+            match self.to_endpoint(connection, destination, endpoint, &mut early).await {
+                Ok(()) => return,
+                Err(failed) if failed.retryable => last = Some(failed),
+                Err(failed) => return self.refuse(failed.connection, failed.cause, failed.reason),
+            }
+            connection = match last.take() {
+                Some(failed) if tried.len() < ATTEMPTS && tried.len() < destination.endpoints.len() => {
+                    tracing::debug!(endpoint = %endpoint.address, cause = failed.cause, "trying another endpoint");
+                    failed.connection
+                }
+                Some(failed) => return self.refuse(failed.connection, failed.cause, failed.reason),
+                None => return,
+            };
+        }
+        let reason = format!("{} has no endpoint that takes connections", self.dialled.0);
+        self.refuse(connection, "no-endpoints", reason);
+    }
+
+    async fn to_endpoint(
+        &self,
+        connection: Connection,
+        destination: &Destination,
+        endpoint: &Endpoint,
+        early: &mut Early,
+    ) -> Result<(), Failed> {
+        let refused = |connection, reason: &str| {
+            let reason = format!("{} ({}) is in an enrolled namespace, but not meshed, and {reason}", endpoint.workload, endpoint.address);
+            Err(Failed { connection, cause: "unmeshed-endpoint", reason, retryable: false })
+        };
+        match &endpoint.meshed {
+            Meshed::Yes(_) if endpoint.pod_uid == self.own.pod_uid => self.to_own_pod(connection, endpoint).await,
+            Meshed::Yes(expected) => self.through_tunnel(connection, destination, endpoint, expected, early).await,
+            Meshed::EnrolledUnmeshed { permissive: false, .. } => refused(connection, "no Permissive MtlsPolicy covers it"),
+            Meshed::EnrolledUnmeshed { until: Some(end), .. } if *end <= self.shared.clock.wall() => {
+                refused(connection, "the Permissive MtlsPolicy that covered it has ended")
+            }
+            Meshed::EnrolledUnmeshed { .. } | Meshed::NotEnrolled => self.in_plaintext(connection, endpoint, early).await,
+        }
+    }
+
+    fn refuse(&self, connection: Connection, cause: &'static str, reason: String) {
+        sockets::reset_on_close(&self.application);
+        connection.refuse(cause, reason);
+    }
+}

@@ -1,0 +1,121 @@
+//! Plaintext legs: bytes that are moved as they are, from one socket to the other through a pipe in the kernel
+//! (`splice(2)`), and counted by what the kernel says it moved.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::{OFlag, SpliceFFlags, splice};
+use nix::unistd::pipe2;
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use crate::limits::BUFFER_APPLICATION;
+use crate::streams::{Cut, Registered};
+
+/// How a plaintext leg ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// Both sides had ended.
+    Clean,
+    /// One of the connections broke.
+    Broken(io::Error),
+    /// It may not go on.
+    Cut(Cut),
+}
+
+impl End {
+    /// A label from a closed set.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            End::Clean => "clean",
+            End::Broken(_) => "reset-by-peer",
+            End::Cut(cut) => cut.cause,
+        }
+    }
+}
+
+/// What moved, in bytes, seen from the application's side, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Moved {
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) end: End,
+}
+
+/// Moves bytes between `application` and `other` until both have ended. A side that ends is half-closed on the other.
+/// Nothing is reset here: where the end is not clean, the caller drops both with a reset.
+pub(crate) async fn relay(application: &TcpStream, other: &TcpStream, stream: &Registered<'_>) -> Moved {
+    let (mut sent, mut received) = (0, 0);
+    let end = {
+        let up = one_way(application, other, stream, &mut sent);
+        let down = one_way(other, application, stream, &mut received);
+        tokio::select! {
+            cut = stream.cut_off() => End::Cut(cut),
+            moved = async { tokio::try_join!(up, down) } => match moved {
+                Ok(_) => End::Clean,
+                Err(error) => End::Broken(error),
+            },
+        }
+    };
+    Moved { sent, received, end }
+}
+
+/// Writes what was read from a connection before it was known where it belongs.
+pub(crate) async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        to.writable().await?;
+        match to.try_write(bytes) {
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+async fn one_way(from: &TcpStream, to: &TcpStream, stream: &Registered<'_>, moved: &mut u64) -> io::Result<()> {
+    // The pipe is made when there is something to move: an idle connection holds none.
+    from.readable().await?;
+    let (out, into) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
+    loop {
+        let filled = fill(from, &into).await?;
+        if filled == 0 {
+            stream.set_half_closed();
+            // A side that is gone already has no use for the news.
+            let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);
+            return Ok(());
+        }
+        let mut left = filled;
+        while left > 0 {
+            left = left.saturating_sub(drain(&out, to, left).await?);
+        }
+        *moved += filled as u64;
+        stream.touch();
+    }
+}
+
+async fn fill(from: &TcpStream, into: &OwnedFd) -> io::Result<usize> {
+    loop {
+        from.readable().await?;
+        match from.try_io(Interest::READABLE, || move_bytes(from, into, BUFFER_APPLICATION)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+}
+
+async fn drain(out: &OwnedFd, to: &TcpStream, left: usize) -> io::Result<usize> {
+    loop {
+        to.writable().await?;
+        match to.try_io(Interest::WRITABLE, || move_bytes(out, to, left)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+}
+
+fn move_bytes(from: &impl AsFd, to: &impl AsFd, most: usize) -> io::Result<usize> {
+    let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
+    Ok(splice(from, None, to, None, most, flags)?)
+}

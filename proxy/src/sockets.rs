@@ -1,0 +1,68 @@
+//! How every TCP connection of the data path is made and tuned.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use byrnie_redirect::{Exempt, set_keepalive, set_mark};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::limits::CONNECT;
+
+/// Why a connection was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// Nobody listens there.
+    #[error("connection refused by {0}")]
+    Refused(SocketAddr),
+    /// No answer in time.
+    #[error("no answer from {0} within {1:?}; a NetworkPolicy or firewall may drop this port")]
+    Timeout(SocketAddr, Duration),
+    /// Anything else.
+    #[error("connecting to {0}: {1}")]
+    Failed(SocketAddr, io::Error),
+}
+
+impl ConnectError {
+    /// A label from a closed set.
+    pub(crate) fn cause(&self) -> &'static str {
+        match self {
+            ConnectError::Refused(_) => "connect-refused",
+            ConnectError::Timeout(..) => "connect-timeout",
+            ConnectError::Failed(..) => "connect-failed",
+        }
+    }
+}
+
+/// Connects as the proxy: past capture, without delay of small writes, and with keepalive, so that a peer that vanished
+/// is found within half a minute.
+pub(crate) async fn connect(address: SocketAddr, exempt: Exempt) -> Result<TcpStream, ConnectError> {
+    let failed = |error| ConnectError::Failed(address, error);
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    if let Exempt::Mark(mark) = exempt {
+        set_mark(&socket, mark).map_err(failed)?;
+    }
+    let socket = TcpSocket::from_std_stream(socket.into());
+    match tokio::time::timeout(CONNECT, socket.connect(address)).await {
+        Err(_) => Err(ConnectError::Timeout(address, CONNECT)),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(ConnectError::Refused(address)),
+        Ok(Err(error)) => Err(failed(error)),
+        Ok(Ok(stream)) => {
+            tune(&stream);
+            Ok(stream)
+        }
+    }
+}
+
+/// What every connection gets. A socket that the peer has closed already refuses it, which the first read will show.
+pub(crate) fn tune(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = set_keepalive(stream);
+}
+
+/// Makes the coming close a reset: the application must not take a broken connection for a finished one.
+pub(crate) fn reset_on_close(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}

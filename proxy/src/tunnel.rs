@@ -1,0 +1,269 @@
+//! The tunnel between two proxies: `byrnie/1` frames inside mutual TLS, one stream at a time, kept and used again.
+//! `client` dials and opens streams, `server` accepts and serves them, `relay` moves an open stream's bytes, and `pool`
+//! keeps a client's idle tunnels. The frames and their rules are `byrnie_proto::tunnel`; `docs/wire-protocol.md` says why.
+
+pub(crate) mod buffer;
+pub(crate) mod client;
+pub(crate) mod client_hello;
+pub mod pool;
+pub(crate) mod relay;
+pub(crate) mod server;
+pub(crate) mod tls;
+
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use aws_lc_rs::rand::SystemRandom;
+use byrnie_identity::tls::TlsFacts;
+use byrnie_identity::{PeerIdentity, SvidVerifier, VerifyError, verify_signature};
+use byrnie_proto::tunnel::{Binding, NONCE_LEN, ProtocolError, Received, Role, Session, v1};
+use rustls::pki_types::CertificateDer;
+use thiserror::Error;
+use tokio::time::Instant;
+
+use crate::certificates::Generation;
+use tls::{PeerEnd, Tls, TlsError};
+
+/// Why a tunnel is over, or was never made.
+#[derive(Debug, Error)]
+pub(crate) enum TunnelError {
+    /// TLS, or TCP under it.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The peer sent what `byrnie/1` does not allow.
+    #[error("the peer broke the tunnel protocol: {0}")]
+    Protocol(#[from] ProtocolError),
+    /// The peer proved no identity that holds.
+    #[error("{0}")]
+    Identity(#[from] VerifyError),
+    /// The peer proved an identity, but not the one that belongs here.
+    #[error("expected {expected} at this address, found {found}")]
+    WrongIdentity { expected: String, found: String },
+    /// The peer's `REAUTH` does not hold.
+    #[error("the peer's REAUTH was refused: {0}")]
+    Reauth(String),
+    /// What the peer put into its `OPEN` or `ACCEPT`.
+    #[error("a nonce of {0} bytes, expected {NONCE_LEN}")]
+    Nonce(usize),
+    /// Neither bytes nor an end in time.
+    #[error("{0}")]
+    Timeout(&'static str),
+}
+
+impl From<std::io::Error> for TunnelError {
+    fn from(error: std::io::Error) -> Self {
+        TunnelError::Tls(TlsError::Io(error))
+    }
+}
+
+impl TunnelError {
+    /// A label from a closed set, for metrics and the access log.
+    pub(crate) fn cause(&self) -> &'static str {
+        match self {
+            TunnelError::Tls(TlsError::Io(_)) => "connection-failed",
+            TunnelError::Tls(TlsError::Truncated) => "connection-truncated",
+            TunnelError::Tls(TlsError::KeyExhausted) => "key-exhausted",
+            TunnelError::Tls(TlsError::Protocol(error)) => tls_cause(error),
+            TunnelError::Protocol(_) => "protocol-error",
+            TunnelError::Identity(error) => error.cause.as_str(),
+            TunnelError::WrongIdentity { .. } => "wrong-identity",
+            TunnelError::Reauth(_) => "reauth-failed",
+            TunnelError::Nonce(_) => "protocol-error",
+            TunnelError::Timeout(_) => "timeout",
+        }
+    }
+}
+
+/// The label of a failed TLS handshake: what our verifier said, where it was asked.
+pub(crate) fn tls_cause(error: &rustls::Error) -> &'static str {
+    match byrnie_identity::tls::verify_error(error) {
+        Some(refused) => refused.cause.as_str(),
+        None => match error {
+            rustls::Error::AlertReceived(_) => "refused-by-peer",
+            rustls::Error::NoCertificatesPresented => "no-certificate",
+            _ => "tls-error",
+        },
+    }
+}
+
+/// One end of a tunnel whose peer has been verified.
+pub(crate) struct Tunnel {
+    tls: Tls,
+    session: Session,
+    peer: PeerIdentity,
+    facts: Arc<TlsFacts>,
+    binding: Binding,
+    /// Which of our own SVIDs the peer has seen last.
+    generation: u64,
+    born: Instant,
+}
+
+impl Tunnel {
+    /// Takes a connection whose handshake has ended, and the identity that it proved.
+    fn new(tls: Tls, role: Role, own: &Generation, peer: PeerIdentity) -> Result<Tunnel, TunnelError> {
+        let (client_leaf, server_leaf) = match role {
+            Role::Client => (own.svid.leaf_fingerprint(), peer.leaf_fingerprint()),
+            Role::Server => (peer.leaf_fingerprint(), own.svid.leaf_fingerprint()),
+        };
+        let facts = tls.facts(TlsFacts::of).ok_or(TlsError::Protocol(rustls::Error::HandshakeNotComplete))?;
+        Ok(Tunnel {
+            tls,
+            session: Session::new(role),
+            peer,
+            facts: Arc::new(facts),
+            binding: Binding { client_nonce: [0; NONCE_LEN], server_nonce: [0; NONCE_LEN], client_leaf, server_leaf },
+            generation: own.number,
+            born: Instant::now(),
+        })
+    }
+
+    pub(crate) fn peer(&self) -> &PeerIdentity {
+        &self.peer
+    }
+
+    pub(crate) fn facts(&self) -> &Arc<TlsFacts> {
+        &self.facts
+    }
+
+    /// Writes frames into one TLS record where they fit.
+    fn send(&mut self, write: impl FnOnce(&mut Session, &mut Vec<u8>)) -> Result<(), TunnelError> {
+        let mut frames = Vec::new();
+        write(&mut self.session, &mut frames);
+        Ok(self.tls.encrypt(&frames)?)
+    }
+
+    /// Makes this end's part of the binding, if the peer does not have it yet.
+    fn fresh_nonce(&mut self) -> Vec<u8> {
+        if !self.session.wants_nonce() {
+            return Vec::new();
+        }
+        let nonce = match self.session.role() {
+            Role::Client => &mut self.binding.client_nonce,
+            Role::Server => &mut self.binding.server_nonce,
+        };
+        // The only failure is a kernel without randomness; the nonce then stays at its last value, and REAUTH rests on
+        // the peer's nonce and the two fingerprints.
+        let _ = aws_lc_rs::rand::SecureRandom::fill(&SystemRandom::new(), nonce);
+        nonce.to_vec()
+    }
+
+    /// Keeps the peer's part of the binding; only the first of a tunnel counts.
+    fn peer_nonce(&mut self, bytes: &[u8], first: bool) -> Result<(), TunnelError> {
+        if !first {
+            return if bytes.is_empty() { Ok(()) } else { Err(TunnelError::Nonce(bytes.len())) };
+        }
+        let nonce = <[u8; NONCE_LEN]>::try_from(bytes).map_err(|_| TunnelError::Nonce(bytes.len()))?;
+        match self.session.role() {
+            Role::Client => self.binding.server_nonce = nonce,
+            Role::Server => self.binding.client_nonce = nonce,
+        }
+        Ok(())
+    }
+
+    /// Proves a renewed SVID to the peer, once per generation.
+    fn prove(&mut self, own: &Generation) -> Result<(), TunnelError> {
+        if own.number == self.generation || !self.session.is_bound() {
+            return Ok(());
+        }
+        let leaf = own.svid.chain().first().map(|leaf| leaf.as_ref()).unwrap_or_default();
+        let text = self.binding.signed_text(self.session.role(), self.session.next_reauth(), leaf);
+        let (scheme, signature) = own.svid.sign(&text).map_err(|error| TunnelError::Reauth(error.to_string()))?;
+        let chain = own.svid.chain().iter().map(|certificate| certificate.to_vec()).collect();
+        self.generation = own.number;
+        let reauth = v1::Reauth { chain, signature_scheme: scheme.into(), signature, sequence: 0 };
+        self.send(|session, out| session.reauth(reauth, out))
+    }
+
+    /// Takes the peer's renewed identity: verified like a handshake, bound to this tunnel, and the same SPIFFE ID.
+    fn renewed(&mut self, reauth: &v1::Reauth, verifier: &SvidVerifier) -> Result<(), TunnelError> {
+        let chain: Vec<CertificateDer<'static>> = reauth.chain.iter().map(|der| der.clone().into()).collect();
+        let leaf = chain.first().ok_or_else(|| TunnelError::Reauth("no certificate".into()))?;
+        let scheme = u16::try_from(reauth.signature_scheme)
+            .map_err(|_| TunnelError::Reauth(format!("signature scheme {}", reauth.signature_scheme)))?;
+        let peer = verifier.verify(&chain)?;
+        let text = self.binding.signed_text(self.session.role().peer(), reauth.sequence, leaf);
+        verify_signature(leaf, scheme, &text, &reauth.signature)?;
+        if peer.id() != self.peer.id() {
+            let (expected, found) = (self.peer.id().to_string(), peer.id().to_string());
+            return Err(TunnelError::WrongIdentity { expected, found });
+        }
+        self.peer = peer;
+        Ok(())
+    }
+
+    /// Reads until the peer has said something. `DATA` goes to `data`, piece by piece, which returns whether it can take
+    /// more; all of a piece is taken in any case.
+    fn poll_heard(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut data: impl FnMut(&[u8]) -> bool,
+    ) -> Poll<Result<Heard, TunnelError>> {
+        loop {
+            loop {
+                let bytes = self.tls.plaintext()?;
+                if bytes.is_empty() {
+                    break;
+                }
+                let (taken, received) = self.session.receive(bytes)?;
+                let heard = match received {
+                    None => None,
+                    Some(Received::Data(piece)) => (!data(piece)).then_some(Heard::Data),
+                    Some(Received::Open(open)) => Some(Heard::Open(open)),
+                    Some(Received::Accept(accept)) => Some(Heard::Accept(accept)),
+                    Some(Received::Refuse(refuse)) => Some(Heard::Refuse(refuse)),
+                    Some(Received::Fin) => Some(Heard::Fin),
+                    Some(Received::Reset(reset)) => Some(Heard::Reset(reset.code())),
+                    Some(Received::GoAway(last)) => Some(Heard::GoAway(last)),
+                    Some(Received::Reauth(reauth)) => Some(Heard::Reauth(reauth)),
+                };
+                self.tls.consume_plaintext(taken);
+                if let Some(heard) = heard {
+                    return Poll::Ready(Ok(heard));
+                }
+            }
+            match self.tls.peer_end() {
+                PeerEnd::Closed => return Poll::Ready(Ok(Heard::Closed)),
+                PeerEnd::Truncated => return Poll::Ready(Err(TlsError::Truncated.into())),
+                PeerEnd::Open => {}
+            }
+            ready!(self.tls.poll_fill(cx))?;
+        }
+    }
+
+    /// A frame that the session allows, but not at this place.
+    fn unexpected(&self, frame: &'static str) -> TunnelError {
+        let expected = "what an open stream carries".to_owned();
+        ProtocolError::Unexpected { frame, stream: self.session.stream(), expected }.into()
+    }
+
+    /// Ends TLS in order: what waits, then close_notify. TCP closes when the tunnel is dropped.
+    pub(crate) async fn close(mut self) {
+        if self.tls.close().is_ok() {
+            let flush = std::future::poll_fn(|cx| self.tls.poll_flush(cx));
+            let _ = tokio::time::timeout(crate::limits::CLOSE_NOTIFY, flush).await;
+        }
+    }
+
+    /// Ends the stream, if there is one, with `code`, and with it the tunnel.
+    pub(crate) async fn reset(mut self, code: v1::ResetCode) {
+        if self.send(|session, out| session.reset(code, out)).is_ok() {
+            self.close().await;
+        }
+    }
+}
+
+/// What the peer said, `DATA` apart.
+#[derive(Debug)]
+enum Heard {
+    /// `DATA` came, and who takes it can take no more now.
+    Data,
+    Open(v1::Open),
+    Accept(v1::Accept),
+    Refuse(v1::Refuse),
+    Fin,
+    Reset(v1::ResetCode),
+    GoAway(u32),
+    Reauth(v1::Reauth),
+    /// The peer ended TLS.
+    Closed,
+}
