@@ -1,0 +1,164 @@
+//! Asks the control plane for an SVID: with a join token the first time, with the current SVID from then on.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use byrnie_identity::tls::{self, ALPN_H2};
+use byrnie_identity::{
+    KeyError, KeyPair, SharedBundles, SpiffeId, Svid, SvidError, SvidVerifier, TrustBundle, TrustBundles, VerifyError,
+    control_plane_id,
+};
+use byrnie_proto::mesh::v1 as proto;
+use byrnie_proto::mesh::v1::identity_client::IdentityClient;
+use rustls_pki_types::CertificateDer;
+use zeroize::Zeroizing;
+
+use super::{Generation, StateError, state};
+use crate::control::channel::{self, ConnectError};
+use crate::shared::Shared;
+
+/// What proves who asks.
+#[derive(Clone)]
+pub(super) enum Credential {
+    /// The join token in the file that the operator named.
+    JoinToken,
+    /// The SVID that is held.
+    Svid(Arc<Generation>),
+}
+
+/// What the control plane gave, verified.
+pub(super) struct Issued {
+    pub(super) svid: Svid,
+    pub(super) bundle: Option<TrustBundle>,
+}
+
+/// Why there is no new SVID.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CertifyError {
+    #[error("no SVID is held and there is no --join-token-file to get one with; make one with `byrnie token create`")]
+    NoToken,
+    #[error("the join token in {path} can't be read: {source}; make one with `byrnie token create`")]
+    Token { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the control plane refused: {message} ({code:?})")]
+    Refused { code: tonic::Code, message: String },
+    #[error("the control plane did not answer within {} s", ANSWER.as_secs())]
+    TimedOut,
+    #[error("what the control plane issued is not usable: {0}")]
+    Answer(String),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+impl CertifyError {
+    /// The label of the metric.
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::NoToken | Self::Token { .. } => "no-token",
+            Self::State(_) => "no-bundle",
+            Self::Connect(error) => error.as_str(),
+            Self::Refused { .. } => "refused",
+            Self::TimedOut => "timed-out",
+            Self::Answer(_) => "bad-answer",
+            Self::Key(_) => "no-key",
+        }
+    }
+}
+
+/// For a signature by a busy control plane; a Certify of 5,000 proxies at once takes 5 s at 1,000/s.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// A join token is a short line.
+const MAX_TOKEN: u64 = 16 * 1024;
+
+/// Gets an SVID for a new key.
+pub(super) async fn certify(shared: &Shared, credential: Credential) -> Result<Issued, CertifyError> {
+    let key = KeyPair::generate()?;
+    let csr = key.csr_der()?;
+    let (channel, credential, expected) = match credential {
+        Credential::JoinToken => {
+            let token = read_token(shared.config.join_token_file.as_deref())?;
+            // The operator's word, read anew: it may have been replaced since the last attempt.
+            let mounted = state::mounted_bundle(&shared.config.trust_bundle, &shared.config.trust_domain)?;
+            let verifier = verifier(shared, mounted.into());
+            let channel = open(shared, None, &verifier).await?;
+            (channel, Some(proto::certify_request::Credential::JoinToken(token.to_string())), None)
+        }
+        Credential::Svid(held) => {
+            let channel = open(shared, Some(&held.svid), shared.certificates.verifier()).await?;
+            (channel, None, Some(held.svid.id().clone()))
+        }
+    };
+    let request = proto::CertifyRequest { csr, credential };
+    let mut client = IdentityClient::new(channel).max_decoding_message_size(MAX_ANSWER);
+    let answer = tokio::time::timeout(ANSWER, client.certify(request)).await.map_err(|_| CertifyError::TimedOut)?;
+    let answer = answer.map_err(|status| CertifyError::Refused {
+        code: status.code(),
+        message: status.message().chars().take(512).collect(),
+    })?;
+    verify(shared, answer.into_inner(), key, expected.as_ref())
+}
+
+/// A chain and a bundle: 8 + 64 certificates of 8 KiB.
+const MAX_ANSWER: usize = 1024 * 1024;
+
+async fn open(
+    shared: &Shared,
+    svid: Option<&Svid>,
+    verifier: &Arc<SvidVerifier>,
+) -> Result<tonic::transport::Channel, CertifyError> {
+    let tls = tls::client_config(svid, verifier, ALPN_H2).map_err(StateError::from)?;
+    let expected = control_plane_id(&shared.config.trust_domain);
+    Ok(channel::connect(&shared.config.control_plane, shared.config.exempt, tls, verifier, &expected).await?)
+}
+
+fn verifier(shared: &Shared, bundles: TrustBundles) -> Arc<SvidVerifier> {
+    let bundles: SharedBundles = bundles.shared();
+    SvidVerifier::new(bundles, shared.clock.clone())
+}
+
+fn read_token(path: Option<&Path>) -> Result<Zeroizing<String>, CertifyError> {
+    let path = path.ok_or(CertifyError::NoToken)?;
+    let failed = |source| CertifyError::Token { path: path.to_owned(), source };
+    let mut text = Zeroizing::new(String::with_capacity(MAX_TOKEN as usize));
+    File::open(path).and_then(|file| file.take(MAX_TOKEN).read_to_string(&mut text)).map_err(failed)?;
+    let token = Zeroizing::new(text.trim().to_owned());
+    if token.is_empty() {
+        return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, "the file is empty")));
+    }
+    Ok(token)
+}
+
+/// Looks at what came as a peer would, with the bundle that came along, before it replaces anything.
+fn verify(
+    shared: &Shared,
+    answer: proto::CertifyResponse,
+    key: KeyPair,
+    expected: Option<&SpiffeId>,
+) -> Result<Issued, CertifyError> {
+    let unusable = |reason: String| CertifyError::Answer(reason);
+    let bundle = answer.bundle.as_ref().map(TrustBundle::try_from).transpose();
+    let bundle = bundle.map_err(|error| unusable(error.to_string()))?;
+    let mut bundles = TrustBundles::clone(&shared.certificates.bundles().load());
+    if let Some(bundle) = &bundle {
+        if bundle.trust_domain() != &shared.config.trust_domain {
+            return Err(unusable(format!("a bundle of the trust domain {}", bundle.trust_domain())));
+        }
+        bundles.insert(bundle.clone());
+    }
+    let chain: Vec<_> = answer.chain.into_iter().map(CertificateDer::from).collect();
+    let verified = verifier(shared, bundles).verify(&chain).map_err(|error: VerifyError| unusable(error.to_string()))?;
+    let svid = Svid::new(chain, key).map_err(|error: SvidError| unusable(error.to_string()))?;
+    let same_domain = verified.id().trust_domain() == &shared.config.trust_domain;
+    if !same_domain || expected.is_some_and(|expected| expected != verified.id()) {
+        let wanted = expected.map_or_else(|| format!("an ID in {}", shared.config.trust_domain), ToString::to_string);
+        return Err(unusable(format!("expected {wanted}, found {}", verified.id())));
+    }
+    Ok(Issued { svid, bundle })
+}

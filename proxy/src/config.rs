@@ -1,0 +1,513 @@
+//! What the operator asks for on the command line, read and checked before anything starts: every mistake is reported
+//! at once, with its place, what was found and what would do.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use byrnie_identity::TrustDomain;
+use byrnie_redirect::{CaptureConfig, Exempt};
+use clap::{Args, Parser, Subcommand};
+
+/// The command line of `byrnie-proxy`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "byrnie-proxy",
+    version,
+    about = "The sidecar proxy of the Byrnie service mesh",
+    long_about = "The sidecar proxy of the Byrnie service mesh.\n\n\
+        Runs beside one application, in the same network namespace. Capture (`byrnie capture apply`) brings it every \
+        TCP connection that the application opens or receives; between two pods of the mesh it carries them in \
+        mutually authenticated TLS. It makes its own private key, which never leaves the machine, and gets its \
+        certificate from the control plane.",
+    after_long_help = "EXAMPLE\n  \
+        A proxy beside an application, outside of Kubernetes. The token comes from `byrnie token create`, the trust \
+        bundle from `byrnie identity bundle`:\n\n    \
+        byrnie-proxy --control-plane 10.0.0.2:15128 --trust-bundle bundle.pem \\\n      \
+        --join-token-file token --state /var/lib/byrnie\n\n\
+        SIGNALS\n  \
+        SIGTERM or SIGINT: say that no new connection is wanted, end when the open ones have (or after \
+        --drain-timeout). A second one: end at once.\n\n\
+        EXIT CODES\n  \
+        0  ended as asked\n  1  could not run (a port is taken, capture is not there for `prove-capture`)\n  \
+        2  the command line or a file that it names is wrong",
+    args_conflicts_with_subcommands = true,
+    args_override_self = true
+)]
+pub struct CommandLine {
+    /// What to do instead of running the proxy.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to run the proxy.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// What the binary can do besides running the proxy.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Dials the address that only capture can answer, as an application would; exit 0: captured, 1: not.
+    #[command(hide = true)]
+    ProveCapture,
+}
+
+/// The options of the proxy as they were typed; [`Config::try_from`] checks them.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// Address of the control plane.
+    #[arg(long, value_name = "HOST:PORT", env = "BYRNIE_CONTROL_PLANE")]
+    pub control_plane: Option<String>,
+    /// The mesh's trust domain: the host part of every SPIFFE ID in it.
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// PEM file with the roots against which the control plane must prove itself; read anew at every attempt.
+    #[arg(long, value_name = "FILE")]
+    pub trust_bundle: Option<PathBuf>,
+    /// File with the token that gets the first certificate; single use, so it may be gone afterwards.
+    #[arg(long, value_name = "FILE")]
+    pub join_token_file: Option<PathBuf>,
+    /// Directory for the private key and certificate; made with mode 0700, its files with 0600.
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// How capture tells the proxy's own connections from the application's: `uid`, `uid:NUMBER`, `mark` or
+    /// `mark:NUMBER`; the same as given to `byrnie capture apply`.
+    #[arg(long, value_name = "HOW", default_value = "uid")]
+    pub exempt: String,
+    /// Threads that carry connections.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub workers: String,
+    /// Unix socket (mode 0600) for what changes the proxy: renew, drain, log level [default: STATE/admin.sock].
+    #[arg(long, value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
+    /// Read-only status; must be a loopback address, because the application shares it.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
+    pub admin_listen: String,
+    /// Where capture sends what the application opens (on loopback).
+    #[arg(long, value_name = "PORT", default_value = "15001")]
+    pub outbound_port: String,
+    /// Where capture sends what reaches the pod (on every address).
+    #[arg(long, value_name = "PORT", default_value = "15003")]
+    pub inbound_port: String,
+    /// Prometheus metrics; a port alone means every address.
+    #[arg(long, value_name = "ADDR|PORT", default_value = "15010")]
+    pub metrics_listen: String,
+    /// Health: /healthz/ready and /healthz/live; a port alone means every address.
+    #[arg(long, value_name = "ADDR|PORT", default_value = "15021")]
+    pub health_listen: String,
+    /// What is logged to standard error: `error`, `warn`, `info`, `debug`, `trace`, or tracing's filter syntax.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// Where the access log goes, one JSON line per connection: a file, `-` for standard output, or `off`.
+    #[arg(long, value_name = "PATH|-|off", default_value = "-")]
+    pub access_log: String,
+    /// Whether the proxy is ready only once it has seen that capture works.
+    #[arg(long, value_name = "BOOL", default_value = "true")]
+    pub require_capture_proof: String,
+    /// Whether it also waits until an application's connection was seen to be captured. With `--exempt mark` the proxy
+    /// sees to it itself; with `--exempt uid` someone else must run `byrnie-proxy prove-capture` in the pod.
+    #[arg(long, value_name = "BOOL", default_value = "false")]
+    pub require_application_proof: String,
+    /// How long open connections may go on after SIGTERM, such as `30s`, `5m` or `1h`.
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    pub drain_timeout: String,
+}
+
+/// What the operator asks for, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The control plane.
+    pub control_plane: HostPort,
+    /// The mesh's trust domain.
+    pub trust_domain: TrustDomain,
+    /// PEM file against which the control plane must prove itself the first time.
+    pub trust_bundle: PathBuf,
+    /// File with the join token; `None`: only an SVID in the state directory can start this proxy.
+    pub join_token_file: Option<PathBuf>,
+    /// Directory for key and chain.
+    pub state: PathBuf,
+    /// How capture tells the proxy's own connections from the application's. Sockets of the proxy that dial get the
+    /// mark where it is one.
+    pub exempt: Exempt,
+    /// Threads that carry connections.
+    pub workers: NonZeroUsize,
+    /// Unix socket for what changes the proxy.
+    pub admin_socket: PathBuf,
+    /// Addresses and ports of the listeners.
+    pub listen: Listen,
+    /// Filter of the log, in tracing's syntax.
+    pub log_level: String,
+    /// Where the access log goes.
+    pub access_log: AccessLog,
+    /// Ready only once capture was seen to work.
+    pub require_capture_proof: bool,
+    /// Ready only once an application's connection was seen to be captured.
+    pub require_application_proof: bool,
+    /// How long open connections may go on after SIGTERM.
+    pub drain_timeout: Duration,
+}
+
+/// Where the proxy listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// Read-only status, on loopback.
+    pub admin: SocketAddr,
+    /// What the application opens: this port on the loopback addresses of both families.
+    pub outbound_port: u16,
+    /// What reaches the pod: this port on all addresses of both families.
+    pub inbound_port: u16,
+    /// Metrics; one address, or every address of both families.
+    pub metrics: Vec<SocketAddr>,
+    /// Health; as above.
+    pub health: Vec<SocketAddr>,
+}
+
+impl Listen {
+    /// Where the application's own connections arrive.
+    pub fn outbound(&self) -> [SocketAddr; 2] {
+        let port = self.outbound_port;
+        [SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)]
+    }
+
+    /// Where connections to the pod arrive.
+    pub fn inbound(&self) -> [SocketAddr; 2] {
+        every_address(self.inbound_port)
+    }
+
+    /// Whether `port` is one of the proxy's own. A connection that aims at one is never forwarded.
+    pub fn is_own_port(&self, port: u16) -> bool {
+        let others = self.metrics.iter().chain(&self.health).chain([&self.admin]);
+        port == self.outbound_port || port == self.inbound_port || others.into_iter().any(|other| other.port() == port)
+    }
+}
+
+/// Where the access log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLog {
+    /// Nowhere.
+    Off,
+    /// Standard output.
+    StandardOutput,
+    /// Appended to a file.
+    File(PathBuf),
+}
+
+/// A host name or address, and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.parse::<Ipv6Addr>() {
+            Ok(address) => write!(f, "[{address}]:{}", self.port),
+            Err(_) => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return if address.port() == 0 { Err(()) } else { Ok(Self::from(address)) };
+        }
+        let (host, port) = text.rsplit_once(':').ok_or(())?;
+        let port = port.parse().ok().filter(|port| *port != 0).ok_or(())?;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+        if host.is_empty() || host.len() > 253 || !host.bytes().all(plain) {
+            return Err(());
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl From<SocketAddr> for HostPort {
+    fn from(address: SocketAddr) -> Self {
+        Self { host: address.ip().to_string(), port: address.port() }
+    }
+}
+
+/// Everything that is wrong with the options.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the proxy can't start:{}", list(.0))]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+/// One thing that is wrong with the options.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{option}: expected {expected}, found {found}")]
+pub struct ConfigError {
+    /// The option.
+    pub option: &'static str,
+    /// What would do.
+    pub expected: String,
+    /// What was there.
+    pub found: String,
+}
+
+fn list(errors: &[ConfigError]) -> String {
+    errors.iter().map(|error| format!("\n  {error}")).collect()
+}
+
+impl TryFrom<Options> for Config {
+    type Error = ConfigErrors;
+
+    /// Checks the options and the files that they name.
+    ///
+    /// # Errors
+    /// Every mistake there is.
+    fn try_from(options: Options) -> Result<Self, ConfigErrors> {
+        let mut check = Check::default();
+        let state = check.required("--state", options.state, "a directory for the key and certificate");
+        let config = Self {
+            control_plane: check.control_plane(options.control_plane),
+            trust_domain: check.trust_domain(&options.trust_domain),
+            trust_bundle: check.trust_bundle(options.trust_bundle),
+            join_token_file: options.join_token_file,
+            exempt: check.exempt(&options.exempt),
+            workers: check.workers(&options.workers),
+            admin_socket: check.socket(options.admin_socket.unwrap_or_else(|| state.join("admin.sock"))),
+            listen: Listen {
+                admin: check.admin(&options.admin_listen),
+                outbound_port: check.port("--outbound-port", &options.outbound_port),
+                inbound_port: check.port("--inbound-port", &options.inbound_port),
+                metrics: check.listen("--metrics-listen", &options.metrics_listen),
+                health: check.listen("--health-listen", &options.health_listen),
+            },
+            log_level: check.log_level(options.log_level),
+            access_log: access_log(&options.access_log),
+            require_capture_proof: check.truth("--require-capture-proof", &options.require_capture_proof),
+            require_application_proof: check.truth("--require-application-proof", &options.require_application_proof),
+            drain_timeout: check.time("--drain-timeout", &options.drain_timeout),
+            state,
+        };
+        check.distinct_ports(&config.listen);
+        check.join_token(config.join_token_file.as_deref(), &config.state);
+        if check.0.is_empty() { Ok(config) } else { Err(ConfigErrors(check.0)) }
+    }
+}
+
+/// Collects mistakes; a value that stands in for a wrong one never leaves this module.
+#[derive(Default)]
+struct Check(Vec<ConfigError>);
+
+impl Check {
+    fn wrong(&mut self, option: &'static str, expected: impl Into<String>, found: impl Into<String>) {
+        self.0.push(ConfigError { option, expected: expected.into(), found: found.into() });
+    }
+
+    fn required(&mut self, option: &'static str, path: Option<PathBuf>, expected: &str) -> PathBuf {
+        match path {
+            Some(path) if !path.as_os_str().is_empty() => return path,
+            Some(_) => self.wrong(option, expected, "an empty text"),
+            None => self.wrong(option, expected, "nothing"),
+        }
+        PathBuf::new()
+    }
+
+    fn control_plane(&mut self, text: Option<String>) -> HostPort {
+        let expected = "HOST:PORT of the control plane, such as 10.0.0.2:15128 (IPv6 in brackets)";
+        let found = match text.as_deref().map(HostPort::from_str) {
+            Some(Ok(address)) => return address,
+            Some(Err(())) => quoted(text.as_deref().unwrap_or_default()),
+            None => "nothing".to_owned(),
+        };
+        self.wrong("--control-plane", expected, found);
+        HostPort { host: String::new(), port: 0 }
+    }
+
+    fn trust_domain(&mut self, text: &str) -> TrustDomain {
+        let problem = match TrustDomain::from_str(text) {
+            Ok(domain) => return domain,
+            Err(problem) => problem,
+        };
+        self.wrong("--trust-domain", "a trust domain such as cluster.local", format!("{} ({problem})", quoted(text)));
+        #[allow(clippy::expect_used)]
+        TrustDomain::from_str("cluster.local").expect("the default trust domain is one")
+    }
+
+    fn trust_bundle(&mut self, path: Option<PathBuf>) -> PathBuf {
+        let expected = "a PEM file with the mesh's roots (`byrnie identity bundle > FILE`)";
+        let path = self.required("--trust-bundle", path, expected);
+        if !path.as_os_str().is_empty()
+            && let Err(error) = std::fs::File::open(&path)
+        {
+            self.wrong("--trust-bundle", expected, format!("{}: {error}", path.display()));
+        }
+        path
+    }
+
+    fn join_token(&mut self, path: Option<&Path>, state: &Path) {
+        let has_svid = crate::certificates::has_state(state);
+        let expected = "a readable file with a join token (`byrnie token create`)";
+        match path {
+            // The token is single use: once there is an SVID nobody needs it, and it may be gone.
+            _ if has_svid => {}
+            None => {
+                let found = format!("nothing, and no certificate in the state directory {}", state.display());
+                self.wrong("--join-token-file", expected, found);
+            }
+            Some(path) => {
+                if let Err(error) = std::fs::File::open(path) {
+                    self.wrong("--join-token-file", expected, format!("{}: {error}", path.display()));
+                }
+            }
+        }
+    }
+
+    fn exempt(&mut self, text: &str) -> Exempt {
+        match text.parse::<Exempt>() {
+            Ok(exempt) => {
+                if let Err(invalid) = CaptureConfig::new(exempt).validate() {
+                    for problem in invalid.problems {
+                        self.wrong("--exempt", problem.expected, quoted(&problem.found));
+                    }
+                }
+                exempt
+            }
+            Err(_) => {
+                self.wrong("--exempt", "`uid`, `uid:NUMBER`, `mark` or `mark:NUMBER`", quoted(text));
+                Exempt::Uid(byrnie_redirect::PROXY_UID)
+            }
+        }
+    }
+
+    fn workers(&mut self, text: &str) -> NonZeroUsize {
+        match text.parse::<NonZeroUsize>() {
+            Ok(workers) if workers.get() <= MAX_WORKERS => workers,
+            _ => {
+                self.wrong("--workers", format!("1 to {MAX_WORKERS}"), quoted(text));
+                NonZeroUsize::MIN
+            }
+        }
+    }
+
+    fn socket(&mut self, path: PathBuf) -> PathBuf {
+        if path.as_os_str().len() > MAX_SOCKET_PATH {
+            let expected = format!("a path of at most {MAX_SOCKET_PATH} bytes, which is all that the kernel takes");
+            self.wrong("--admin-socket", expected, path.display().to_string());
+        }
+        path
+    }
+
+    fn admin(&mut self, text: &str) -> SocketAddr {
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() && address.port() != 0 => address,
+            _ => {
+                self.wrong("--admin-listen", "a loopback address and a port, such as 127.0.0.1:15000", quoted(text));
+                SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 15000)
+            }
+        }
+    }
+
+    fn port(&mut self, option: &'static str, text: &str) -> u16 {
+        match text.parse::<u16>() {
+            Ok(port) if port != 0 => port,
+            _ => {
+                self.wrong(option, "1 to 65535", quoted(text));
+                0
+            }
+        }
+    }
+
+    fn listen(&mut self, option: &'static str, text: &str) -> Vec<SocketAddr> {
+        if let Ok(port) = text.parse::<u16>()
+            && port != 0
+        {
+            return every_address(port).to_vec();
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => vec![address],
+            _ => {
+                self.wrong(option, "a port, or ADDRESS:PORT", quoted(text));
+                Vec::new()
+            }
+        }
+    }
+
+    fn distinct_ports(&mut self, listen: &Listen) {
+        let mut seen: Vec<(&'static str, u16)> = Vec::new();
+        let first = |addresses: &[SocketAddr]| addresses.first().map_or(0, SocketAddr::port);
+        for (option, port) in [
+            ("--admin-listen", listen.admin.port()),
+            ("--outbound-port", listen.outbound_port),
+            ("--inbound-port", listen.inbound_port),
+            ("--metrics-listen", first(&listen.metrics)),
+            ("--health-listen", first(&listen.health)),
+        ] {
+            match seen.iter().find(|(_, other)| *other == port && port != 0) {
+                Some((other, _)) => self.wrong(option, format!("a port other than that of {other}"), port.to_string()),
+                None => seen.push((option, port)),
+            }
+        }
+    }
+
+    fn log_level(&mut self, text: String) -> String {
+        if let Err(problem) = crate::telemetry::logging::parse(&text) {
+            let found = format!("{} ({problem})", quoted(&text));
+            self.wrong("--log-level", "error, warn, info, debug, trace, or a filter such as byrnie_proxy=debug", found);
+        }
+        text
+    }
+
+    fn truth(&mut self, option: &'static str, text: &str) -> bool {
+        match text {
+            "true" => true,
+            "false" => false,
+            _ => {
+                self.wrong(option, "true or false", quoted(text));
+                true
+            }
+        }
+    }
+
+    fn time(&mut self, option: &'static str, text: &str) -> Duration {
+        let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
+        let parsed = units.iter().find_map(|(unit, milliseconds)| {
+            let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+            number.checked_mul(*milliseconds).map(Duration::from_millis)
+        });
+        match parsed {
+            Some(time) if time <= MAX_DRAIN => time,
+            _ => {
+                self.wrong(option, "a time of at most 24h, such as 500ms, 30s or 5m", quoted(text));
+                Duration::ZERO
+            }
+        }
+    }
+}
+
+fn access_log(text: &str) -> AccessLog {
+    match text {
+        "off" => AccessLog::Off,
+        "-" => AccessLog::StandardOutput,
+        path => AccessLog::File(path.into()),
+    }
+}
+
+fn every_address(port: u16) -> [SocketAddr; 2] {
+    [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()].map(|address| SocketAddr::new(address, port))
+}
+
+fn quoted(text: &str) -> String {
+    if text.is_empty() { "an empty text".to_owned() } else { format!("`{}`", text.escape_debug()) }
+}
+
+/// More threads than any machine that runs pods has cores.
+const MAX_WORKERS: usize = 256;
+
+/// `sun_path` has 108 bytes with the closing NUL (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Longer than any orchestrator waits.
+const MAX_DRAIN: Duration = Duration::from_secs(24 * 3600);
+
+#[cfg(test)]
+mod tests;

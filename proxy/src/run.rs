@@ -1,0 +1,267 @@
+//! Puts the parts together and runs them until a signal ends them.
+//!
+//! One current-thread runtime per worker, each with listeners of its own on the same ports, so that a connection stays
+//! on one core. The first worker also runs what the process needs once.
+
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use byrnie_identity::Clock;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+mod listeners;
+
+use listeners::Listeners;
+
+use crate::admin::{self, Administration, Door};
+use crate::certificates::{self, Certificates, StateError};
+use crate::config::{CommandLine, Command, Config, ConfigErrors, Options};
+use crate::control::{self, Control};
+use crate::discovery::{self, Discovery};
+use crate::readiness::{self, Readiness};
+use crate::shared::{Drain, Shared};
+use crate::streams::{self, Streams};
+use crate::telemetry::{Telemetry, logging};
+use crate::tunnel::pool::{self, Worker};
+use crate::{inbound, outbound};
+
+/// What ended the proxy before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The options are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// A file that they name is wrong.
+    #[error("the proxy can't start:\n  {0}")]
+    State(#[from] StateError),
+    /// The log can't be set up.
+    #[error("the proxy can't start:\n  the log: {0}")]
+    Log(String),
+    /// The access log can't be opened.
+    #[error("the proxy can't start:\n  --access-log: expected a file that can be appended to, found: {0}")]
+    AccessLog(std::io::Error),
+    /// Listeners can't be opened.
+    #[error("the proxy can't start:{}", .0.iter().map(|error| format!("\n  {error}")).collect::<String>())]
+    Listen(Vec<listeners::ListenError>),
+    /// The system has no thread, timer or signal for us.
+    #[error("the proxy can't run: {0}")]
+    System(#[from] std::io::Error),
+}
+
+impl RunError {
+    /// 2 for what the operator must change, 1 for everything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::State(_) | Self::AccessLog(_) | Self::Log(_) => 2,
+            Self::Listen(_) | Self::System(_) => 1,
+        }
+    }
+}
+
+/// What the binary does.
+pub fn main(line: CommandLine) -> ExitCode {
+    let result = match line.command {
+        Some(Command::ProveCapture) => prove_capture(),
+        None => run(line.options).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("byrnie-proxy: {error}");
+        ExitCode::from(error.exit_code())
+    })
+}
+
+fn prove_capture() -> Result<ExitCode, RunError> {
+    match runtime()?.block_on(readiness::prove_as_application()) {
+        Ok(()) => {
+            println!("captured");
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(reason) => {
+            println!("not captured: {reason}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Runs the proxy until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What kept it from running.
+pub fn run(options: Options) -> Result<(), RunError> {
+    let config = Config::try_from(options)?;
+    let log_level = logging::start(&config.log_level).map_err(RunError::Log)?;
+    let clock = Clock::system();
+    let certificates = Certificates::open(&config, clock.clone())?;
+    let listeners = listeners::open(&config).map_err(RunError::Listen)?;
+    let telemetry = Telemetry::new(&config.access_log, clock.clone()).map_err(RunError::AccessLog)?;
+    let control = Control::new();
+    let discovery = Discovery::new(control.clone(), telemetry.clone(), clock.clone());
+    let shared = Arc::new(Shared {
+        config,
+        clock,
+        certificates,
+        control,
+        discovery,
+        telemetry,
+        readiness: Readiness::new(),
+        streams: Streams::new(),
+        drain: Drain::new(),
+    });
+    start(&shared, log_level, listeners)?;
+    shared.telemetry.flush();
+    Ok(())
+}
+
+fn start(shared: &Arc<Shared>, log_level: logging::LogLevel, listeners: Listeners) -> Result<(), RunError> {
+    let Listeners { workers, admin, metrics, health, control } = listeners;
+    let mut workers = workers.into_iter();
+    let first = workers.next();
+    for (number, listeners) in workers.enumerate() {
+        let shared = Arc::clone(shared);
+        std::thread::Builder::new().name(format!("worker-{}", number + 1)).spawn(move || {
+            let result = runtime().map(|runtime| {
+                runtime.block_on(async {
+                    match carry(&shared, listeners) {
+                        // Ends with the process.
+                        Ok(()) => std::future::pending().await,
+                        Err(error) => Err::<(), _>(error),
+                    }
+                })
+            });
+            if let Ok(Err(error)) | Err(error) = result {
+                // Half of the connections would hang; better none.
+                tracing::error!(%error, "a worker can't run");
+                std::process::exit(1);
+            }
+        })?;
+    }
+    runtime()?.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let administration = Arc::new(Administration { shared: Arc::clone(shared), log_level });
+        background(shared);
+        for (door, listeners) in [(Door::Status, admin), (Door::Metrics, metrics), (Door::Health, health)] {
+            for listener in listeners {
+                tokio::spawn(admin::serve(Arc::clone(&administration), door, TcpListener::from_std(listener)?));
+            }
+        }
+        let socket = admin::bind_unix(&control).map_err(|source| {
+            RunError::Listen(vec![listeners::ListenError::Socket { path: control.clone(), source }])
+        })?;
+        tokio::spawn(admin::serve_unix(administration, socket));
+        if let Some(listeners) = first {
+            carry(shared, listeners)?;
+        }
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "running");
+        ended(shared, &mut terminate, &mut interrupt).await;
+        let _ = std::fs::remove_file(&control);
+        Ok(())
+    })
+}
+
+/// What the process does once.
+fn background(shared: &Arc<Shared>) {
+    let tasks: [JoinHandle<()>; 5] = [
+        tokio::spawn(certificates::maintain(Arc::clone(shared))),
+        tokio::spawn(control::run(Arc::clone(shared))),
+        tokio::spawn(discovery::maintain(Arc::clone(shared))),
+        tokio::spawn(readiness::prove(Arc::clone(shared))),
+        tokio::spawn(streams::supervise(Arc::clone(shared))),
+    ];
+    // They run until the process ends.
+    drop(tasks);
+}
+
+/// What each worker does: takes connections and carries them.
+fn carry(shared: &Arc<Shared>, listeners: listeners::WorkerListeners) -> std::io::Result<()> {
+    let worker = Arc::new(Worker::new());
+    tokio::spawn(pool::supervise(Arc::clone(shared), Arc::clone(&worker)));
+    for listener in listeners.outbound {
+        let listener = TcpListener::from_std(listener)?;
+        tokio::spawn(outbound::serve(Arc::clone(shared), Arc::clone(&worker), listener));
+    }
+    for listener in listeners.inbound {
+        let listener = TcpListener::from_std(listener)?;
+        tokio::spawn(inbound::serve(Arc::clone(shared), Arc::clone(&worker), listener));
+    }
+    Ok(())
+}
+
+/// Even where no stream is open, peers get this long to take the GOAWAY.
+const LINGER: Duration = Duration::from_millis(500);
+/// How often it is looked whether streams are still open.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Waits for a signal, then for the open streams, at most for as long as the operator said. A second signal ends the
+/// wait. Being asked to drain over the administration socket begins the drain alone: the orchestrator ends the process.
+async fn ended(shared: &Shared, terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    let timeout = shared.config.drain_timeout;
+    tracing::info!(open_streams = shared.streams.open(), timeout_s = timeout.as_secs(), "draining");
+    shared.drain.begin();
+    shared.telemetry.touch();
+    tokio::select! {
+        _ = terminate.recv() => tracing::warn!(open_streams = shared.streams.open(), "ended by a second signal"),
+        _ = interrupt.recv() => tracing::warn!(open_streams = shared.streams.open(), "ended by a second signal"),
+        () = drained(|| shared.streams.open(), timeout) => {
+            match shared.streams.open() {
+                0 => tracing::info!("drained"),
+                open_streams => tracing::warn!(open_streams, "the drain timed out; open streams are cut"),
+            }
+        }
+    }
+}
+
+async fn drained(open: impl Fn() -> u64, timeout: Duration) {
+    let deadline = Instant::now() + timeout;
+    let mut quiet_since = Instant::now();
+    while Instant::now() < deadline {
+        tokio::time::sleep(LOOK).await;
+        if open() > 0 {
+            quiet_since = Instant::now();
+        } else if quiet_since.elapsed() >= LINGER {
+            return;
+        }
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// A listener and where it listens, for messages.
+type Bound = (SocketAddr, StdListener);
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_when_the_last_stream_has() {
+        let open = Arc::new(AtomicU64::new(1));
+        let begun = Instant::now();
+        let streams = Arc::clone(&open);
+        let waiting = tokio::spawn(async move { drained(|| streams.load(Relaxed), Duration::from_secs(30)).await });
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(!waiting.is_finished());
+        open.store(0, Relaxed);
+        waiting.await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_after_its_timeout_whatever_is_open() {
+        let begun = Instant::now();
+        drained(|| 1, Duration::from_secs(30)).await;
+        assert!((30..31).contains(&begun.elapsed().as_secs()));
+    }
+}

@@ -1,0 +1,63 @@
+//! The log on standard error, whose level can be changed while the proxy runs.
+
+use std::sync::Arc;
+
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, fmt, reload};
+
+/// Changes the level of the log.
+#[derive(Clone, Default)]
+pub struct LogLevel(Option<Arc<reload::Handle<EnvFilter, Registry>>>);
+
+impl LogLevel {
+    /// Takes a new filter, in tracing's syntax; a level alone is meant for everything.
+    ///
+    /// # Errors
+    /// When the text is no filter, or the log was set up by someone else (as in tests).
+    pub fn set(&self, text: &str) -> Result<(), String> {
+        let filter = parse(text)?;
+        match &self.0 {
+            Some(handle) => handle.reload(filter).map_err(|error| error.to_string()),
+            None => Err("this process's log has no level that could be changed".to_owned()),
+        }
+    }
+}
+
+/// Reads a filter.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(text: &str) -> Result<EnvFilter, String> {
+    if text.trim().is_empty() {
+        return Err("it is empty".to_owned());
+    }
+    EnvFilter::builder().parse(text).map_err(|error| error.to_string())
+}
+
+/// Sets up the log of this process.
+///
+/// # Errors
+/// When the filter is none, or a log is set up already.
+pub fn start(text: &str) -> Result<LogLevel, String> {
+    let (filter, handle) = reload::Layer::new(parse(text)?);
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false);
+    tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(|error| error.to_string())?;
+    Ok(LogLevel(Some(Arc::new(handle))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_filters_are_taken_and_anything_else_is_not() {
+        for text in ["info", "warn,byrnie_proxy=debug", "byrnie_proxy::control=trace"] {
+            assert!(parse(text).is_ok(), "{text}");
+        }
+        for text in ["", " ", "=", "byrnie_proxy=loud"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}
