@@ -340,3 +340,87 @@ fn read_root(
     })?;
     Ok((anchor.to_owned(), facts))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::KeyPair;
+    use crate::test_certificates::{Recipe, TRUST_DOMAIN, ca, trust_domain, uri};
+
+    #[test]
+    fn a_bundle_takes_authorities_only() {
+        let made = Recipe::good().make();
+        let bundle = |roots| TrustBundle::new(trust_domain(TRUST_DOMAIN), 1, roots);
+        assert!(matches!(bundle(vec![]), Err(BundleError::Empty(_))));
+        let error = bundle(vec![made.root.clone(), made.chain[0].clone()])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("cluster.local")
+                && error.contains("root 2")
+                && error.contains("CA:FALSE"),
+            "{error}"
+        );
+        assert!(bundle(vec![b"garbage".to_vec().into()]).is_err());
+        let mut foreign = Recipe::good();
+        foreign.root.subject_alt_names = vec![uri("spiffe://other.example")];
+        assert!(bundle(vec![foreign.make().root]).is_err());
+        let many: Vec<_> = (0..65)
+            .map(|_| {
+                ca("root")
+                    .self_signed(&KeyPair::generate().unwrap())
+                    .unwrap()
+                    .into()
+            })
+            .collect();
+        assert!(matches!(
+            bundle(many),
+            Err(BundleError::TooMany { count: 65, .. })
+        ));
+        assert_eq!(
+            bundle(vec![made.root.clone(), made.root.clone()])
+                .unwrap()
+                .roots()
+                .len(),
+            1
+        );
+    }
+
+    #[test]
+    fn a_bundle_survives_pem_and_the_wire() {
+        let roots = vec![Recipe::good().make().root, Recipe::good().make().root];
+        let bundle = TrustBundle::new(trust_domain(TRUST_DOMAIN), 7, roots).unwrap();
+        let read = TrustBundle::from_pem(trust_domain(TRUST_DOMAIN), 7, bundle.to_pem().as_bytes())
+            .unwrap();
+        assert_eq!(read, bundle);
+        let message = proto::Bundle::from(&bundle);
+        assert_eq!(TrustBundle::try_from(&message).unwrap(), bundle);
+
+        let broken = proto::Bundle {
+            trust_domain: "Not/One".into(),
+            ..message.clone()
+        };
+        assert!(matches!(
+            TrustBundle::try_from(&broken),
+            Err(BundleError::TrustDomain { .. })
+        ));
+        let flood = proto::Bundle {
+            roots: vec![vec![]; 10_000],
+            ..message
+        };
+        assert!(matches!(
+            TrustBundle::try_from(&flood),
+            Err(BundleError::TooMany { count: 10_000, .. })
+        ));
+        assert!(
+            TrustBundle::from_pem(
+                trust_domain(TRUST_DOMAIN),
+                1,
+                b"-----BEGIN CERTIFICATE-----\nAA"
+            )
+            .is_err()
+        );
+        assert!(TrustBundle::from_pem(trust_domain(TRUST_DOMAIN), 1, b"no pem at all").is_err());
+    }
+}

@@ -23,10 +23,16 @@ pub fn public_key(csr_der: &[u8]) -> Result<Vec<u8>, CsrError> {
     }
     let spki = request.certification_request_info.subject_pki.raw;
     let point = p256_point(spki).ok_or(CsrError::NotP256)?;
-    if request.signature_algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256
-        || request.signature_value.unused_bits != 0
-    {
+    if request.signature_algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256 {
         return Err(CsrError::SignatureAlgorithm);
+    }
+    if csr_der
+        != encode(
+            request.certification_request_info.raw,
+            &request.signature_value.data,
+        )
+    {
+        return Err(CsrError::Malformed);
     }
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point)
         .verify(
@@ -71,6 +77,32 @@ pub enum CsrError {
 
 /// A request for a P-256 key without attributes has about 210 bytes; room for tools that add their own.
 const MAX_REQUEST: usize = 8 * 1024;
+
+/// AlgorithmIdentifier of ECDSA with SHA-256, which has no parameters (RFC 5758 section 3.2).
+const ECDSA_WITH_SHA256: [u8; 12] = [
+    0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02,
+];
+
+/// The one DER encoding of a request with this signed part and signature. The parser does not look at the class of a
+/// tag and at unused bits; comparing with this does.
+fn encode(info: &[u8], signature: &[u8]) -> Vec<u8> {
+    let bit_string = element(0x03, &[&[0], signature]);
+    element(0x30, &[info, &ECDSA_WITH_SHA256, &bit_string])
+}
+
+/// A DER element. Nothing here is longer than [`MAX_REQUEST`], so two bytes hold every length.
+fn element(tag: u8, content: &[&[u8]]) -> Vec<u8> {
+    let content = content.concat();
+    let [high, low] = u16::try_from(content.len())
+        .unwrap_or(u16::MAX)
+        .to_be_bytes();
+    let header: &[u8] = match (high, low) {
+        (0, 0..=0x7f) => &[tag, low],
+        (0, _) => &[tag, 0x81, low],
+        _ => &[tag, 0x82, high, low],
+    };
+    [header, &content].concat()
+}
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
