@@ -92,7 +92,11 @@ impl Tap {
             .name("netlab-tap".into())
             .spawn(move || {
                 collector.read_until(&socket, &node, &stopped)?;
+                // The counters before the rest of the queue: a frame that
+                // comes between the two was read and not counted, never the
+                // other way round.
                 let ports = links::bridge_ports(&node)?;
+                collector.read_until(&socket, &node, &stopped)?;
                 collector.report(&ports)
             })?;
         Ok(Self {

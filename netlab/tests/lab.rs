@@ -5,6 +5,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use byrnie_netlab::harness::{self, Role, Scenario, Verdict};
@@ -412,12 +413,14 @@ fn ask(client: &Host, (at, listener): (SocketAddr, TcpListener)) -> String {
     seen
 }
 
-/// One connection with these writes, each a segment of its own.
+/// One connection with these writes, each a segment of its own. Its port is
+/// new each time: a program that another thread starts just now holds every
+/// open socket, a listener too, for the moment between fork and exec.
 fn say(from: &Host, to: &Host, address: IpAddr, words: &[&[u8]]) {
-    let listener = to.listen(SocketAddr::new(address, 80)).unwrap();
-    let mut client = from
-        .connect(SocketAddr::new(address, 80), PATIENCE)
-        .unwrap();
+    static PORT: AtomicU16 = AtomicU16::new(8000);
+    let at = SocketAddr::new(address, PORT.fetch_add(1, Ordering::Relaxed));
+    let listener = to.listen(at).unwrap();
+    let mut client = from.connect(at, PATIENCE).unwrap();
     client.set_nodelay(true).unwrap();
     let (mut server, _) = listener.accept().unwrap();
     for word in words {

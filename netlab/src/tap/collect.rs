@@ -1,6 +1,6 @@
 //! Reading frames off the packet socket, and what is looked for in them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::net::SocketAddr;
@@ -46,6 +46,7 @@ pub(super) fn packet_socket() -> io::Result<Socket> {
 pub(super) struct Collector {
     options: TapOptions,
     ports: HashMap<u32, Port>,
+    others: HashSet<u32>,
     interfaces: HashMap<u32, InterfaceCount>,
     flows: HashMap<(SocketAddr, SocketAddr), Flow>,
     seen: u64,
@@ -73,6 +74,7 @@ impl Collector {
         Self {
             options,
             ports: ports.into_iter().map(|port| (port.index, port)).collect(),
+            others: HashSet::new(),
             interfaces: HashMap::new(),
             flows: HashMap::new(),
             seen: 0,
@@ -110,23 +112,21 @@ impl Collector {
         }
     }
 
-    /// Whether an interface is a port of the pods' bridge; pods may have come
-    /// since the tap was started.
+    /// Whether an interface is a port of the pods' bridge. Pods may have come
+    /// since the tap was started; their ports are on the bridge before they
+    /// carry anything, so that an answer holds for good.
     fn is_port(&mut self, index: u32, node: &NetNs) -> io::Result<bool> {
-        if self.ports.contains_key(&index) {
-            return Ok(true);
-        }
-        let known = |ports: &[Port]| ports.iter().any(|port| port.index == index);
-        let ports = links::bridge_ports(node)?;
-        let found = known(&ports);
-        if found {
-            for mut port in ports {
+        if !self.ports.contains_key(&index) && !self.others.contains(&index) {
+            for mut port in links::bridge_ports(node)? {
                 // Its packets are all from after the start.
                 port.received = 0;
                 self.ports.entry(port.index).or_insert(port);
             }
+            if !self.ports.contains_key(&index) {
+                self.others.insert(index);
+            }
         }
-        Ok(found)
+        Ok(self.ports.contains_key(&index))
     }
 
     fn frame(&mut self, index: u32, bytes: &[u8]) -> io::Result<()> {
