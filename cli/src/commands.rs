@@ -1,0 +1,46 @@
+//! What each command does.
+
+mod capture;
+mod completions;
+mod edges;
+pub(crate) mod fetch;
+mod identity;
+pub(crate) mod proxy;
+mod token;
+
+use std::path::PathBuf;
+
+use byrnie_proto::mesh::v1::ObserveResponse;
+
+use crate::args::{Args, Command, MeshArgs};
+use crate::client::{Client, runtime};
+use crate::failure::{Exit, Failure};
+use crate::{apps, demo, mesh_dir};
+
+/// Does what the command line says.
+pub(crate) fn dispatch(args: Args) -> Result<Exit, Failure> {
+    match args.command {
+        Command::Demo(options) => demo::run(&args.mesh, options),
+        Command::Identity(command) => identity::run(&args.mesh, command),
+        Command::Edges(options) => edges::run(&args.mesh, &options),
+        Command::Proxy(command) => proxy::run(&args.mesh, command),
+        Command::Capture(command) => capture::run(command),
+        Command::Token(command) => token::run(&args.mesh, command),
+        Command::Completions { shell } => completions::run(shell),
+        Command::App(app) => apps::run(app),
+    }
+}
+
+/// The socket that the command line means.
+fn socket(mesh: &MeshArgs) -> Result<PathBuf, Failure> {
+    match &mesh.socket {
+        Some(path) => Ok(path.clone()),
+        None => mesh_dir::control_socket(&mesh.mesh),
+    }
+}
+
+/// What the mesh is now.
+fn observe(mesh: &MeshArgs) -> Result<ObserveResponse, Failure> {
+    let socket = socket(mesh)?;
+    runtime()?.block_on(async { Client::connect(&socket).await?.observe().await })
+}
