@@ -1,1 +1,8 @@
-//! The control plane: issuance, discovery, policy distribution
+//! The control plane: issuance, discovery, policy distribution.
+
+pub mod hub;
+pub mod journal;
+pub mod limits;
+pub mod model;
+pub mod source;
+pub mod state;

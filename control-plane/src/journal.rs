@@ -1,0 +1,186 @@
+//! What the control plane must not forget: which certificate it issued to which pod, and which join tokens exist.
+//!
+//! Reads come from memory. A write changes memory first, under a lock, and is answered when it is on the disk; one
+//! writer thread commits what has gathered in one transaction, so that the disk's latency bounds no throughput.
+
+mod records;
+mod store;
+mod tokens;
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use byrnie_identity::Clock;
+use tokio::sync::watch;
+
+pub use self::{
+    records::{Holder, Issuance},
+    tokens::{NewToken, TokenBinding, TokenError},
+};
+use self::{
+    store::{Store, Table, Write},
+    tokens::Token,
+};
+use crate::limits;
+
+/// The journal in `STATE/journal.redb`. Shared by reference.
+#[derive(Debug)]
+pub struct Journal {
+    clock: Clock,
+    ledger: Mutex<Ledger>,
+    store: Store,
+    meshed: watch::Sender<u64>,
+}
+
+/// Why the journal can't serve.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file can't be opened, read or written.
+    #[error("journal {path}: {reason}; check the disk and its permissions, or move the file away: every proxy then needs a new join token")]
+    Store {
+        /// The file.
+        path: String,
+        /// The store's reason.
+        reason: String,
+    },
+    /// Too many tokens.
+    #[error("{0} join tokens are on record, which is the bound; revoke unused ones or wait until they expire")]
+    TooManyTokens(usize),
+}
+
+#[derive(Debug, Default)]
+struct Ledger {
+    by_serial: HashMap<String, Arc<Issuance>>,
+    newest: HashMap<Holder, Arc<Issuance>>,
+    tokens: HashMap<String, Token>,
+}
+
+impl Journal {
+    /// Opens the journal, or starts one.
+    ///
+    /// # Errors
+    /// [`JournalError::Store`]: unreadable, or of another schema.
+    pub fn open(path: &Path, clock: Clock) -> Result<Self, JournalError> {
+        let (store, stored) = Store::open(path)?;
+        let mut ledger = Ledger { tokens: stored.tokens, ..Ledger::default() };
+        for issuance in stored.issuances {
+            ledger.take(Arc::new(issuance));
+        }
+        Ok(Self { clock, ledger: Mutex::new(ledger), store, meshed: watch::Sender::new(0) })
+    }
+
+    /// Records a certificate; it may be handed out once this has returned.
+    ///
+    /// # Errors
+    /// [`JournalError::Store`]: it is not on the disk, and must not be handed out.
+    pub async fn record(&self, issuance: Issuance) -> Result<(), JournalError> {
+        let write = Write::put(Table::Issuances, issuance.serial.clone(), issuance.encode());
+        self.store.commit(vec![write]).await?;
+        let newly_meshed = {
+            let now = unix(self.clock.wall());
+            let mut ledger = self.lock();
+            let was = ledger.newest.get(&issuance.holder).is_some_and(|newest| newest.not_after > now);
+            ledger.take(Arc::new(issuance));
+            !was
+        };
+        if newly_meshed {
+            self.meshed.send_modify(|count| *count = count.wrapping_add(1));
+        }
+        Ok(())
+    }
+
+    /// The issuance of a serial (lower-case hexadecimal) that has not expired.
+    pub fn by_serial(&self, serial: &str) -> Option<Arc<Issuance>> {
+        let now = unix(self.clock.wall());
+        self.lock().by_serial.get(serial).filter(|issuance| issuance.not_after > now).cloned()
+    }
+
+    /// The newest unexpired certificate of a holder.
+    pub fn newest(&self, holder: &Holder) -> Option<Arc<Issuance>> {
+        let now = unix(self.clock.wall());
+        self.lock().newest.get(holder).filter(|issuance| issuance.not_after > now).cloned()
+    }
+
+    /// The newest unexpired certificate of every holder.
+    pub fn all_newest(&self) -> Vec<Arc<Issuance>> {
+        let now = unix(self.clock.wall());
+        self.lock().newest.values().filter(|issuance| issuance.not_after > now).cloned().collect()
+    }
+
+    /// Pods that hold an unexpired certificate: pod UID and its expiry, Unix seconds.
+    pub fn meshed_pods(&self) -> HashMap<Arc<str>, i64> {
+        let now = unix(self.clock.wall());
+        let ledger = self.lock();
+        let unexpired = ledger.newest.values().filter(|issuance| issuance.not_after > now);
+        unexpired
+            .filter_map(|issuance| match &issuance.holder {
+                Holder::Pod(uid) => Some((uid.clone(), issuance.not_after)),
+                Holder::Ingress(_) | Holder::ControlPlane => None,
+            })
+            .collect()
+    }
+
+    /// Rises whenever somebody got a certificate who held no unexpired one.
+    pub fn meshed_changed(&self) -> watch::Receiver<u64> {
+        self.meshed.subscribe()
+    }
+
+    /// Forgets what has expired.
+    ///
+    /// # Errors
+    /// [`JournalError::Store`]: it is still on the disk, and is tried again next time.
+    pub async fn prune(&self) -> Result<(), JournalError> {
+        let now = unix(self.clock.wall());
+        let writes = {
+            let mut ledger = self.lock();
+            let mut writes = Vec::new();
+            ledger.by_serial.retain(|serial, issuance| {
+                let keep = issuance.not_after > now;
+                if !keep {
+                    writes.push(Write::remove(Table::Issuances, serial.clone()));
+                }
+                keep
+            });
+            ledger.newest.retain(|_, issuance| issuance.not_after > now);
+            let memory = i64::try_from(limits::TOKEN_MEMORY.as_secs()).unwrap_or(i64::MAX);
+            ledger.tokens.retain(|id, token| {
+                let keep = token.expires.saturating_add(memory) > now;
+                if !keep {
+                    writes.push(Write::remove(Table::Tokens, id.clone()));
+                }
+                keep
+            });
+            writes
+        };
+        if writes.is_empty() { Ok(()) } else { self.store.commit(writes).await }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        // Every change below is one insertion or removal: a panic elsewhere can't leave it half done.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ledger {
+    fn take(&mut self, issuance: Arc<Issuance>) {
+        let newest = self.newest.entry(issuance.holder.clone()).or_insert_with(|| issuance.clone());
+        if (newest.not_before, newest.not_after) <= (issuance.not_before, issuance.not_after) {
+            *newest = issuance.clone();
+        }
+        self.by_serial.insert(issuance.serial.clone(), issuance);
+    }
+}
+
+/// Unix seconds; times before 1970 count as 0.
+pub(crate) fn unix(time: SystemTime) -> i64 {
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests;

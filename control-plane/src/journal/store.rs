@@ -1,0 +1,175 @@
+//! The file of the journal, and the thread that writes it.
+
+use std::{
+    collections::HashMap,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
+    sync::mpsc,
+};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::oneshot;
+
+use super::{JournalError, records::Issuance, tokens::Token};
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const ISSUANCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("issuances");
+const TOKENS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tokens");
+const SCHEMA: u64 = 1;
+/// Writes that one transaction takes; keeps the first of them from waiting for too many.
+const BATCH: usize = 256;
+
+/// Commits writes in the order in which they came.
+#[derive(Debug)]
+pub(super) struct Store {
+    path: String,
+    writer: mpsc::Sender<Order>,
+}
+
+/// What was in the file.
+pub(super) struct Stored {
+    pub(super) issuances: Vec<Issuance>,
+    pub(super) tokens: HashMap<String, Token>,
+}
+
+/// One change.
+#[derive(Debug)]
+pub(super) struct Write {
+    table: Table,
+    key: String,
+    value: Option<Vec<u8>>,
+}
+
+/// Where it goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Table {
+    Issuances,
+    Tokens,
+}
+
+#[derive(Debug)]
+struct Order {
+    writes: Vec<Write>,
+    done: oneshot::Sender<Result<(), String>>,
+}
+
+impl Store {
+    pub(super) fn open(path: &Path) -> Result<(Self, Stored), JournalError> {
+        let place = path.display().to_string();
+        let failed = |reason: String| JournalError::Store { path: place.clone(), reason };
+        let database = open_database(path).map_err(failed)?;
+        let stored = read(&database).map_err(failed)?;
+        let (writer, orders) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || write_orders(&database, &orders))
+            .map_err(|error| failed(error.to_string()))?;
+        Ok((Self { path: place, writer }, stored))
+    }
+
+    pub(super) async fn commit(&self, writes: Vec<Write>) -> Result<(), JournalError> {
+        let failed = |reason: String| JournalError::Store { path: self.path.clone(), reason };
+        let (done, committed) = oneshot::channel();
+        self.writer.send(Order { writes, done }).map_err(|_| failed("its writer has ended".to_owned()))?;
+        match committed.await {
+            Ok(result) => result.map_err(failed),
+            Err(_) => Err(failed("its writer has ended".to_owned())),
+        }
+    }
+}
+
+impl Write {
+    pub(super) fn put(table: Table, key: String, value: Vec<u8>) -> Self {
+        Self { table, key, value: Some(value) }
+    }
+
+    pub(super) fn remove(table: Table, key: String) -> Self {
+        Self { table, key, value: None }
+    }
+}
+
+impl Table {
+    const fn definition(self) -> TableDefinition<'static, &'static str, &'static [u8]> {
+        match self {
+            Self::Issuances => ISSUANCES,
+            Self::Tokens => TOKENS,
+        }
+    }
+}
+
+fn open_database(path: &Path) -> Result<Database, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    // redb would make the file with the process's umask: it is made here first, readable by its owner only.
+    let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    let file = file.map_err(|error| text(&error))?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600)).map_err(|error| text(&error))?;
+    drop(file);
+    let database = Database::create(path).map_err(|error| text(&error))?;
+    let transaction = database.begin_write().map_err(|error| text(&error))?;
+    {
+        let mut meta = transaction.open_table(META).map_err(|error| text(&error))?;
+        let schema = meta.get("schema").map_err(|error| text(&error))?.map(|schema| schema.value());
+        match schema {
+            None => {
+                meta.insert("schema", SCHEMA).map_err(|error| text(&error))?;
+            }
+            Some(SCHEMA) => {}
+            Some(other) => {
+                return Err(format!("has schema {other}, and this version reads schema {SCHEMA}: run the version that wrote it"));
+            }
+        }
+        transaction.open_table(ISSUANCES).map_err(|error| text(&error))?;
+        transaction.open_table(TOKENS).map_err(|error| text(&error))?;
+    }
+    transaction.commit().map_err(|error| text(&error))?;
+    Ok(database)
+}
+
+fn read(database: &Database) -> Result<Stored, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let transaction = database.begin_read().map_err(|error| text(&error))?;
+    let mut issuances = Vec::new();
+    let table = transaction.open_table(ISSUANCES).map_err(|error| text(&error))?;
+    for row in table.iter().map_err(|error| text(&error))? {
+        let (key, value) = row.map_err(|error| text(&error))?;
+        let issuance = Issuance::decode(value.value()).map_err(|error| format!("issuance {}: {error}", key.value()))?;
+        issuances.push(issuance);
+    }
+    let mut tokens = HashMap::new();
+    let table = transaction.open_table(TOKENS).map_err(|error| text(&error))?;
+    for row in table.iter().map_err(|error| text(&error))? {
+        let (key, value) = row.map_err(|error| text(&error))?;
+        let token = Token::decode(value.value()).map_err(|error| format!("token {}: {error}", key.value()))?;
+        tokens.insert(key.value().to_owned(), token);
+    }
+    Ok(Stored { issuances, tokens })
+}
+
+fn write_orders(database: &Database, orders: &mpsc::Receiver<Order>) {
+    while let Ok(first) = orders.recv() {
+        let mut batch = vec![first];
+        while batch.len() < BATCH
+            && let Ok(next) = orders.try_recv()
+        {
+            batch.push(next);
+        }
+        let result = apply(database, &batch);
+        for order in batch {
+            // Whoever asked may have gone away; the write stands all the same.
+            let _ = order.done.send(result.clone());
+        }
+    }
+}
+
+fn apply(database: &Database, batch: &[Order]) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let transaction = database.begin_write().map_err(|error| text(&error))?;
+    for write in batch.iter().flat_map(|order| &order.writes) {
+        let mut table = transaction.open_table(write.table.definition()).map_err(|error| text(&error))?;
+        match &write.value {
+            Some(value) => table.insert(write.key.as_str(), value.as_slice()).map_err(|error| text(&error))?,
+            None => table.remove(write.key.as_str()).map_err(|error| text(&error))?,
+        };
+    }
+    transaction.commit().map_err(|error| text(&error))
+}

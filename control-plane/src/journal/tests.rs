@@ -1,0 +1,152 @@
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use byrnie_identity::ManualClock;
+
+use super::*;
+
+struct Rig {
+    _home: tempfile::TempDir,
+    path: PathBuf,
+    clock: Clock,
+    time: ManualClock,
+}
+
+fn rig() -> Rig {
+    let home = tempfile::tempdir().unwrap();
+    let (clock, time) = Clock::manual(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+    Rig { path: home.path().join("journal.redb"), _home: home, clock, time }
+}
+
+impl Rig {
+    fn open(&self) -> Journal {
+        // The writer thread of a journal that was just dropped still holds the file for a moment.
+        for _ in 0..200 {
+            if let Ok(journal) = Journal::open(&self.path, self.clock.clone()) {
+                return journal;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Journal::open(&self.path, self.clock.clone()).unwrap()
+    }
+
+    fn issuance(&self, uid: &str, serial: &str, ttl: i64) -> Issuance {
+        let now = unix(self.clock.wall());
+        Issuance {
+            holder: Holder::Pod(uid.into()),
+            workload: "shop/web".to_owned(),
+            spiffe_id: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
+            serial: serial.to_owned(),
+            issuer: "CN=issuer".to_owned(),
+            not_before: now,
+            not_after: now + ttl,
+            chain: vec![vec![1, 2, 3]],
+        }
+    }
+}
+
+fn binding() -> TokenBinding {
+    TokenBinding { namespace: "shop".to_owned(), service_account: "web".to_owned(), pod: "web-0".to_owned() }
+}
+
+#[tokio::test]
+async fn a_token_is_good_once_also_after_a_restart() {
+    let rig = rig();
+    let journal = rig.open();
+    let made = journal.create_token(binding(), Duration::ZERO).await.unwrap();
+    assert_eq!(journal.check_token(&made.token), Ok(binding()));
+    assert_eq!(journal.spend_token(&made.token).await, Ok(binding()));
+    assert_eq!(journal.spend_token(&made.token).await, Err(TokenError::Used { id: made.id.clone() }));
+    drop(journal);
+    let journal = rig.open();
+    assert_eq!(journal.spend_token(&made.token).await, Err(TokenError::Used { id: made.id.clone() }));
+}
+
+#[tokio::test]
+async fn of_many_who_spend_one_token_at_once_one_succeeds() {
+    let rig = rig();
+    let journal = Arc::new(rig.open());
+    let token = Arc::new(journal.create_token(binding(), Duration::ZERO).await.unwrap().token);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (journal, token) = (journal.clone(), token.clone());
+        tasks.spawn(async move { journal.spend_token(&token).await.is_ok() });
+    }
+    assert_eq!(tasks.join_all().await.into_iter().filter(|spent| *spent).count(), 1);
+}
+
+#[tokio::test]
+async fn expired_revoked_and_unknown_tokens_are_refused_with_their_reason() {
+    let rig = rig();
+    let journal = rig.open();
+    let expiring = journal.create_token(binding(), Duration::from_secs(60)).await.unwrap();
+    let revoked = journal.create_token(binding(), Duration::from_secs(3600)).await.unwrap();
+    assert!(journal.revoke_token(&revoked.id).await.unwrap());
+    assert!(!journal.revoke_token("0000000000000000").await.unwrap());
+    rig.time.advance(Duration::from_secs(61));
+    assert!(matches!(journal.spend_token(&expiring.token).await, Err(TokenError::Expired { .. })));
+    assert_eq!(journal.spend_token(&revoked.token).await, Err(TokenError::Revoked { id: revoked.id.clone() }));
+
+    let forged = format!("byrnie-join.{}.{}", expiring.id, "0".repeat(64));
+    for wrong in ["", "byrnie-join", "byrnie-join..", "x.y.z", forged.as_str()] {
+        assert_eq!(journal.spend_token(wrong).await, Err(TokenError::Unknown), "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn the_secret_of_a_token_is_neither_on_the_disk_nor_in_debug_output() {
+    let rig = rig();
+    let journal = rig.open();
+    let made = journal.create_token(binding(), Duration::ZERO).await.unwrap();
+    let secret = made.token.rsplit('.').next().unwrap().to_owned();
+    assert!(!format!("{made:?}{journal:?}").contains(&secret));
+    let disk = std::fs::read(&rig.path).unwrap();
+    assert!(!disk.windows(secret.len()).any(|window| window == secret.as_bytes()));
+}
+
+#[tokio::test]
+async fn issuances_survive_a_restart_and_are_forgotten_after_their_expiry() {
+    let rig = rig();
+    let journal = rig.open();
+    journal.record(rig.issuance("u1", "aa", 100)).await.unwrap();
+    journal.record(rig.issuance("u1", "bb", 200)).await.unwrap();
+    drop(journal);
+
+    let journal = rig.open();
+    assert_eq!(journal.by_serial("aa").unwrap().holder, Holder::Pod("u1".into()));
+    assert_eq!(journal.newest(&Holder::Pod("u1".into())).unwrap().serial, "bb");
+    rig.time.advance(Duration::from_secs(100));
+    assert!(journal.by_serial("aa").is_none(), "expired, and not pruned yet");
+    assert_eq!(journal.meshed_pods().len(), 1);
+    rig.time.advance(Duration::from_secs(100));
+    assert!(journal.meshed_pods().is_empty());
+    journal.prune().await.unwrap();
+    drop(journal);
+    rig.time.step_wall(-150);
+    assert!(rig.open().by_serial("bb").is_none(), "pruned from the disk");
+}
+
+#[tokio::test]
+async fn only_a_pod_that_was_not_meshed_before_counts_as_a_change() {
+    let rig = rig();
+    let journal = rig.open();
+    let mut changed = journal.meshed_changed();
+    journal.record(rig.issuance("u1", "aa", 100)).await.unwrap();
+    assert!(changed.has_changed().unwrap());
+    changed.mark_unchanged();
+    journal.record(rig.issuance("u1", "bb", 200)).await.unwrap();
+    assert!(!changed.has_changed().unwrap(), "a renewal changes nothing for others");
+    rig.time.advance(Duration::from_secs(300));
+    journal.record(rig.issuance("u1", "cc", 100)).await.unwrap();
+    assert!(changed.has_changed().unwrap());
+}
+
+#[test]
+fn a_damaged_journal_is_refused_with_its_place() {
+    let rig = rig();
+    std::fs::write(&rig.path, vec![7_u8; 8192]).unwrap();
+    let refused = Journal::open(&rig.path, rig.clock.clone()).unwrap_err().to_string();
+    assert!(refused.contains("journal.redb"), "{refused}");
+}

@@ -1,0 +1,87 @@
+//! Every bound of the control plane, each with its reason.
+
+use std::time::Duration;
+
+/// A file of the source above this size is refused: Kubernetes itself takes no object above 1.5 MiB, and a file
+/// holds few; without a bound a runaway file would take the memory of everyone.
+pub const SOURCE_FILE_BYTES: u64 = 4 * 1024 * 1024;
+/// Files in one source directory.
+pub const SOURCE_FILES: usize = 10_000;
+/// Depth of folders in a source directory; ends cycles of symbolic links.
+pub const SOURCE_DEPTH: usize = 16;
+/// Changes on disk are taken together for this long; with the publication below, 100 ms are not exceeded.
+pub const SOURCE_DEBOUNCE: Duration = Duration::from_millis(40);
+/// A file that somebody is still writing is waited for at most this long after its last change.
+pub const SOURCE_WRITER_PATIENCE: Duration = Duration::from_secs(2);
+/// The safety net under inotify (network file systems, an exhausted watch table).
+pub const SOURCE_POLL: Duration = Duration::from_secs(10);
+
+/// Changes of the model and of what was issued are published together after this time.
+pub const PUBLISH_COALESCE: Duration = Duration::from_millis(30);
+/// An SVID's expiry makes a pod unmeshed; it is noticed at least this often.
+pub const EXPIRY_CHECK: Duration = Duration::from_secs(30);
+
+/// The TLS handshake, from the accepted connection on.
+pub const TLS_HANDSHAKE: Duration = Duration::from_secs(5);
+/// Handshakes at once; each holds some 40 KiB and can cost 1 ms of signing.
+pub const TLS_HANDSHAKES: usize = 512;
+/// Handshakes at once from one address.
+pub const TLS_HANDSHAKES_PER_ADDRESS: usize = 64;
+/// HTTP/2 PING interval and the wait for its answer: finds dead proxies.
+pub const H2_KEEPALIVE: Duration = Duration::from_secs(10);
+/// See [`H2_KEEPALIVE`].
+pub const H2_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Concurrent calls on one connection: one Watch and a few Certify.
+pub const H2_STREAMS: u32 = 8;
+/// Open connections have this long to end after SIGTERM.
+pub const SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// A message from a proxy; the largest is a report.
+pub const MESSAGE_BYTES: usize = 2 * 1024 * 1024;
+/// A CSR for a P-256 key takes about 200 bytes.
+pub const CSR_BYTES: usize = 8 * 1024;
+/// A Watch stream whose first message does not come is ended.
+pub const HELLO: Duration = Duration::from_secs(10);
+/// Resources that one proxy subscribes to.
+pub const SUBSCRIPTIONS: usize = 4096;
+/// A resource's name; the longest real one is `bundle/` and a trust domain of 255 bytes.
+pub const RESOURCE_NAME_BYTES: usize = 300;
+/// Names asked for in one go by one pod, and how fast that allowance grows again, per second.
+pub const QUESTIONS_BURST: u32 = 4096;
+/// See [`QUESTIONS_BURST`].
+pub const QUESTIONS_PER_SECOND: u32 = 500;
+/// Resources in one response; keeps a response below gRPC's 4 MiB.
+pub const RESOURCES_PER_RESPONSE: usize = 64;
+/// Responses that wait for a slow reader; everything else coalesces by resource.
+pub const RESPONSES_QUEUED: usize = 2;
+/// Issuances to one pod in one go, and one more per second.
+pub const CERTIFICATES_BURST: u32 = 30;
+/// See [`CERTIFICATES_BURST`].
+pub const CERTIFICATES_PER_SECOND: u32 = 1;
+
+/// Endpoints that one client gets of a Service.
+pub const ENDPOINTS: usize = 64;
+
+/// Edges of one report.
+pub const REPORT_EDGES: usize = 4096;
+/// Refusals of one report.
+pub const REPORT_REFUSALS: usize = 256;
+/// Egress records of one report.
+pub const REPORT_EGRESS: usize = 1024;
+/// Bytes of one string of a report; longer ones are cut.
+pub const REPORT_STRING_BYTES: usize = 512;
+/// Refusals that `Observe` remembers.
+pub const REFUSALS: usize = 256;
+/// Resources that a proxy refused and that are remembered of it.
+pub const NACKS: usize = 64;
+
+/// Life of a join token where the request does not say.
+pub const TOKEN_TTL: Duration = Duration::from_secs(600);
+/// The longest life of a join token.
+pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Used, revoked and expired tokens are remembered this long, so that a refusal can say which it was.
+pub const TOKEN_MEMORY: Duration = Duration::from_secs(24 * 3600);
+/// Tokens on record at once.
+pub const TOKENS: usize = 100_000;
+/// How often the journal drops what has expired.
+pub const JOURNAL_PRUNE: Duration = Duration::from_secs(60);

@@ -1,0 +1,329 @@
+//! The mesh as the source describes it, indexed for the questions that proxies ask. Built anew from all objects after
+//! every change, and never changed afterwards.
+
+mod destination;
+mod pod;
+mod service;
+mod subset;
+mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use byrnie_api::{MeshSettings, Problem, Workload, labels};
+use byrnie_identity::TrustDomain;
+use byrnie_proto::mesh::v1::{AppProtocol, ObjectStatus};
+
+pub use self::{
+    destination::{Resolved, ResolvedEndpoint},
+    pod::PodFacts,
+    service::{Member, PortFacts, ServiceFacts, Target},
+    view::MeshView,
+};
+use crate::source::{Object, ObjectKey, Objects, Stored};
+
+/// The mesh at one moment.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// What holds for the whole mesh.
+    pub settings: Arc<MeshSettings>,
+    /// What became of every object of the source.
+    pub statuses: Vec<ObjectStatus>,
+    pods: BTreeMap<String, Arc<PodFacts>>,
+    by_uid: HashMap<Arc<str>, Arc<PodFacts>>,
+    by_address: HashMap<IpAddr, Arc<PodFacts>>,
+    services: Vec<Arc<ServiceFacts>>,
+    by_cluster_ip: HashMap<IpAddr, Arc<ServiceFacts>>,
+    /// Services whose members include the pod with this UID.
+    services_of: HashMap<Arc<str>, Vec<Arc<ServiceFacts>>>,
+}
+
+impl Model {
+    /// Builds the model of these objects. `settings` hold where the objects name none that can be taken.
+    pub fn build(objects: &Objects, settings: &Arc<MeshSettings>) -> Self {
+        Builder::new(objects, settings).build()
+    }
+
+    /// The pod of a namespace and name.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<PodFacts>> {
+        self.pods.get(&format!("{namespace}/{name}"))
+    }
+
+    /// The pod with this UID.
+    pub fn pod_by_uid(&self, uid: &str) -> Option<&Arc<PodFacts>> {
+        self.by_uid.get(uid)
+    }
+
+    /// The pod that owns this address.
+    pub fn pod_by_address(&self, address: IpAddr) -> Option<&Arc<PodFacts>> {
+        self.by_address.get(&address)
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<PodFacts>> {
+        self.pods.values()
+    }
+
+    /// Whether the address is in one of the networks that MeshConfig names.
+    pub fn is_inside(&self, address: IpAddr) -> bool {
+        let networks = self.settings.service_cidrs.iter().chain(&self.settings.pod_cidrs);
+        networks.into_iter().any(|network| network.contains(&address))
+    }
+}
+
+/// The settings that the objects name, if they name any.
+///
+/// # Errors
+/// Everything that is wrong with them, or a trust domain other than `fixed`: identities can't change theirs.
+pub fn settings(objects: &Objects, fixed: Option<&TrustDomain>) -> Result<MeshSettings, (Option<Stored>, String)> {
+    let mut found = objects.items.values().filter_map(|stored| match &*stored.object {
+        Object::Mesh(object) => match &**object {
+            byrnie_api::Object::MeshConfig(config) => Some((stored, config)),
+            _ => None,
+        },
+        _ => None,
+    });
+    let (stored, settings) = match found.next() {
+        None => (None, byrnie_api::MeshConfigSpec::default().settings()),
+        Some((stored, config)) => (Some(stored.clone()), config.spec.settings()),
+    };
+    let settings = settings.map_err(|problems| (stored.clone(), in_words(&problems).err().unwrap_or_default()))?;
+    match fixed {
+        Some(fixed) if *fixed != settings.trust_domain => {
+            let message = format!(
+                "spec.trustDomain: expected {fixed}, found {}: the identities of this state directory belong to the former; \
+                 a new trust domain needs a new state directory",
+                settings.trust_domain
+            );
+            Err((stored, message))
+        }
+        _ => Ok(settings),
+    }
+}
+
+struct Builder<'a> {
+    objects: &'a Objects,
+    settings: Arc<MeshSettings>,
+    statuses: Vec<ObjectStatus>,
+    settings_refused: bool,
+    enrolled: BTreeSet<String>,
+    pods: BTreeMap<String, PodFacts>,
+    services: BTreeMap<String, ServiceFacts>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(objects: &'a Objects, settings: &Arc<MeshSettings>) -> Self {
+        Self {
+            objects,
+            settings: settings.clone(),
+            statuses: Vec::new(),
+            settings_refused: false,
+            enrolled: BTreeSet::new(),
+            pods: BTreeMap::new(),
+            services: BTreeMap::new(),
+        }
+    }
+
+    fn build(mut self) -> Model {
+        for problem in &self.objects.problems {
+            let object = problem.object.as_ref().map(ToString::to_string).unwrap_or_default();
+            let place = if problem.line > 0 { format!("{}:{}: ", problem.file, problem.line) } else { String::new() };
+            let file = problem.file.to_string();
+            self.statuses.push(ObjectStatus { object, file, accepted: false, message: format!("{place}{}", problem.message) });
+        }
+        self.take_settings();
+        for (key, stored) in &self.objects.items {
+            self.take(key, stored);
+        }
+        self.apply_policies();
+        let (pods, by_address) = self.index_pods();
+        self.index(pods, by_address)
+    }
+
+    fn take_settings(&mut self) {
+        match settings(self.objects, Some(&self.settings.trust_domain.clone())) {
+            Ok(settings) => self.settings = Arc::new(settings),
+            Err((Some(stored), message)) => {
+                self.settings_refused = true;
+                let key = ObjectKey { kind: "MeshConfig".to_owned(), namespace: String::new(), name: "default".to_owned() };
+                self.status(&key, &stored, Err(format!("{message}; what held before stays in force")));
+            }
+            Err((None, message)) => tracing::error!(message, "settings"),
+        }
+    }
+
+    fn take(&mut self, key: &ObjectKey, stored: &Stored) {
+        let taken = match &*stored.object {
+            Object::Namespace(namespace) => {
+                let labels = namespace.metadata.labels.clone().unwrap_or_default();
+                if labels::is_enrolled(&key.name, &labels) {
+                    self.enrolled.insert(key.name.clone());
+                }
+                Ok(Vec::new())
+            }
+            Object::Pod(pod) => PodFacts::read(pod, &key.namespace, &key.name, &self.settings.trust_domain)
+                .map(|(facts, notes)| {
+                    self.pods.insert(facts.place(), facts);
+                    notes
+                }),
+            Object::Service(service) => ServiceFacts::read(service, &key.namespace, &key.name).map(|(facts, notes)| {
+                self.services.insert(facts.place.to_string(), facts);
+                notes
+            }),
+            Object::ServiceAccount(_) => Ok(Vec::new()),
+            Object::Mesh(object) => match &**object {
+                // What became of these is said elsewhere: by the settings, by the problem that refused them.
+                byrnie_api::Object::MeshConfig(_) if self.settings_refused => return,
+                byrnie_api::Object::Refused(_) => return,
+                object => in_words(&object.against(&self.settings)),
+            },
+            // Says what became of it where it is applied.
+            Object::EndpointSlice(_) => return,
+        };
+        self.status(key, stored, taken);
+    }
+
+    fn status(&mut self, key: &ObjectKey, stored: &Stored, taken: Result<Vec<String>, String>) {
+        let accepted = taken.is_ok();
+        let message = taken.map_or_else(|refused| format!("{}:{}: {refused}", stored.file, stored.line), |notes| notes.join("; "));
+        if !self.statuses.iter().any(|status| !status.accepted && status.object == key.to_string() && status.message == message) {
+            self.statuses.push(ObjectStatus { object: key.to_string(), file: stored.file.to_string(), accepted, message });
+        }
+    }
+
+    /// Policies, and what Services declare of ports.
+    fn apply_policies(&mut self) {
+        let enrolled = std::mem::take(&mut self.enrolled);
+        let objects = self.objects;
+        let mut by_namespace: HashMap<&str, Vec<&byrnie_api::Object>> = HashMap::new();
+        for stored in objects.items.values() {
+            if let Object::Mesh(object) = &*stored.object
+                && let Some(namespace) = object.namespace()
+            {
+                by_namespace.entry(namespace).or_default().push(object);
+            }
+        }
+        for pod in self.pods.values_mut() {
+            pod.enrolled &= enrolled.contains(&*pod.namespace);
+            let workload = Workload { namespace: &pod.namespace, labels: &pod.labels, service_account: &pod.service_account };
+            let candidates = by_namespace.get(&*pod.namespace).into_iter().flatten().copied();
+            let policies = byrnie_api::compile(&self.settings, candidates, &workload);
+            pod.policies = policies;
+        }
+        for service in self.services.values() {
+            for pod in self.pods.values_mut().filter(|pod| service.selects(pod)) {
+                for port in &service.ports {
+                    let target = match &port.target {
+                        Target::Number(number) => Some(*number),
+                        Target::Name(name) => pod.named_port(name),
+                    };
+                    if let Some(target) = target {
+                        declare(&mut pod.declared, target, port.protocol);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Two live pods can't have one address: the one that is first by name has it, and the other's status says so.
+    fn index_pods(&mut self) -> (BTreeMap<String, Arc<PodFacts>>, HashMap<IpAddr, Arc<PodFacts>>) {
+        let pods: BTreeMap<String, Arc<PodFacts>> =
+            std::mem::take(&mut self.pods).into_iter().map(|(place, pod)| (place, Arc::new(pod))).collect();
+        let mut by_address: HashMap<IpAddr, Arc<PodFacts>> = HashMap::new();
+        for pod in pods.values().filter(|pod| !pod.finished) {
+            for address in &pod.addresses {
+                match by_address.get(address) {
+                    Some(owner) if !owner.terminating && !pod.terminating => {
+                        let message = format!("status.podIPs: {address} is also the address of pod {}, which has it", owner.place());
+                        if let Some(status) = self.statuses.iter_mut().find(|status| status.object == format!("Pod {}", pod.place())) {
+                            status.accepted = false;
+                            status.message = message;
+                        }
+                    }
+                    Some(owner) if !owner.terminating => {}
+                    _ => {
+                        by_address.insert(*address, pod.clone());
+                    }
+                }
+            }
+        }
+        (pods, by_address)
+    }
+
+    fn index(mut self, pods: BTreeMap<String, Arc<PodFacts>>, by_address: HashMap<IpAddr, Arc<PodFacts>>) -> Model {
+        for service in self.services.values_mut() {
+            let owned = |pod: &&Arc<PodFacts>| pod.addresses.iter().any(|address| by_address.get(address).is_some_and(|owner| owner.uid == pod.uid));
+            let selected = pods.values().filter(owned).filter(|pod| service.selects(pod));
+            service.members = selected.map(|pod| Member::selected(pod, service.publish_not_ready)).collect();
+        }
+        self.take_slices(&by_address);
+        let services: Vec<Arc<ServiceFacts>> = std::mem::take(&mut self.services).into_values().map(Arc::new).collect();
+        let mut by_cluster_ip: HashMap<IpAddr, Arc<ServiceFacts>> = HashMap::new();
+        let mut services_of: HashMap<Arc<str>, Vec<Arc<ServiceFacts>>> = HashMap::new();
+        for service in &services {
+            for address in &service.cluster_ips {
+                if let Some(owner) = by_cluster_ip.get(address) {
+                    let message = format!("spec.clusterIP: {address} is also the address of Service {}, which has it", owner.place);
+                    let object = format!("Service {}", service.place);
+                    if let Some(status) = self.statuses.iter_mut().find(|status| status.object == object) {
+                        status.accepted = false;
+                        status.message = message;
+                    }
+                } else {
+                    by_cluster_ip.insert(*address, service.clone());
+                }
+            }
+            for member in &service.members {
+                services_of.entry(member.pod.uid.clone()).or_default().push(service.clone());
+            }
+        }
+        let by_uid = pods.values().map(|pod| (pod.uid.clone(), pod.clone())).collect();
+        Model { settings: self.settings, statuses: self.statuses, pods, by_uid, by_address, services, by_cluster_ip, services_of }
+    }
+
+    fn take_slices(&mut self, by_address: &HashMap<IpAddr, Arc<PodFacts>>) {
+        let objects = self.objects;
+        for (key, stored) in &objects.items {
+            let Object::EndpointSlice(slice) = &*stored.object else {
+                continue;
+            };
+            let labels = slice.metadata.labels.as_ref();
+            let name = labels.and_then(|labels| labels.get("kubernetes.io/service-name"));
+            let service = name.and_then(|name| self.services.get_mut(&format!("{}/{name}", key.namespace)));
+            let taken = match (name, service) {
+                (None, _) => Err("metadata.labels: expected kubernetes.io/service-name, found none".to_owned()),
+                (Some(name), None) => Err(format!("belongs to Service {}/{name}, which is not in force", key.namespace)),
+                // Kubernetes makes slices of selectors by itself; here the selector is read directly.
+                (Some(_), Some(service)) if service.selector.is_some() => {
+                    Ok(vec!["not used: the Service has a selector, which says the same".to_owned()])
+                }
+                (Some(_), Some(service)) => {
+                    service::slice_members(slice, service.publish_not_ready, |address| by_address.get(&address).cloned()).map(|(members, notes)| {
+                        service.members.extend(members);
+                        notes
+                    })
+                }
+            };
+            self.status(key, stored, taken);
+        }
+    }
+}
+
+/// Refused where anything is wrong.
+fn in_words(problems: &[Problem]) -> Result<Vec<String>, String> {
+    let words: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    if words.is_empty() { Ok(words) } else { Err(words.join("; ")) }
+}
+
+/// Where two Services disagree on a port, nothing is declared.
+fn declare(declared: &mut BTreeMap<u16, AppProtocol>, port: u16, protocol: AppProtocol) {
+    let known = declared.entry(port).or_insert(protocol);
+    if *known == AppProtocol::Unspecified {
+        *known = protocol;
+    } else if protocol != AppProtocol::Unspecified && *known != protocol {
+        *known = AppProtocol::Unspecified;
+    }
+}

@@ -1,0 +1,190 @@
+//! What the mesh needs to know of a pod.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use aws_lc_rs::digest;
+use byrnie_api::{CaptureExclusions, labels};
+use byrnie_identity::{SpiffeId, TrustDomain};
+use byrnie_policy::Policies;
+use byrnie_proto::mesh::v1 as proto;
+use k8s_openapi::api::core::v1::{Container, Pod};
+
+/// A pod of the source.
+#[derive(Debug, Clone)]
+pub struct PodFacts {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+    /// `metadata.uid`; where the source names none, one made of namespace and name.
+    pub uid: Arc<str>,
+    /// The labels.
+    pub labels: BTreeMap<String, String>,
+    /// The service account's name.
+    pub service_account: Arc<str>,
+    /// What the pod's proxy must prove.
+    pub spiffe_id: SpiffeId,
+    /// `namespace/name` of the controlling workload, or of the pod where there is none.
+    pub workload: Arc<str>,
+    /// The pod's own addresses, of both families.
+    pub addresses: Vec<IpAddr>,
+    /// Label `topology.kubernetes.io/zone`; empty: unknown.
+    pub zone: Arc<str>,
+    /// May take connections.
+    pub ready: bool,
+    /// Is being deleted.
+    pub terminating: bool,
+    /// Its containers have ended: its address may belong to another pod by now.
+    pub finished: bool,
+    /// Its namespace is enrolled, and it does not opt out.
+    pub enrolled: bool,
+    /// Its inbound ports that are not captured.
+    pub exclusions: CaptureExclusions,
+    /// What concerns its connections.
+    pub policies: Policies,
+    /// What its Services declare of its ports.
+    pub declared: BTreeMap<u16, proto::AppProtocol>,
+    named_ports: HashMap<String, u16>,
+}
+
+impl PodFacts {
+    /// Reads a pod; policies and declared ports are the model's to fill in. The second part of the result is what is
+    /// taken otherwise than written.
+    ///
+    /// # Errors
+    /// Why it can't be in the model.
+    pub(super) fn read(pod: &Pod, namespace: &str, name: &str, trust_domain: &TrustDomain) -> Result<(Self, Vec<String>), String> {
+        let spec = pod.spec.as_ref().ok_or("spec: expected a pod's, found none")?;
+        if spec.host_network == Some(true) {
+            return Err("spec.hostNetwork: not supported yet; the pod shares its node's address and stays outside of the mesh".to_owned());
+        }
+        let service_account = spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
+        let spiffe_id = SpiffeId::workload(trust_domain, namespace, service_account)
+            .map_err(|error| format!("namespace and service account make no SPIFFE ID: {error}"))?;
+        let empty = BTreeMap::new();
+        let annotations = pod.metadata.annotations.as_ref().unwrap_or(&empty);
+        let mut notes = Vec::new();
+        let exclusions = CaptureExclusions::from_annotations(annotations).unwrap_or_else(|problems| {
+            notes.extend(problems.iter().map(|problem| format!("{problem}; nothing is excluded")));
+            CaptureExclusions::default()
+        });
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        let facts = Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            uid: uid(pod, namespace, name)?,
+            service_account: service_account.into(),
+            spiffe_id,
+            workload: format!("{namespace}/{}", workload_name(pod, name)).into(),
+            addresses: addresses(pod)?,
+            zone: labels.get("topology.kubernetes.io/zone").map(String::as_str).unwrap_or_default().into(),
+            ready: is_ready(pod),
+            terminating: pod.metadata.deletion_timestamp.is_some(),
+            finished: matches!(phase(pod), Some("Succeeded" | "Failed")),
+            enrolled: labels::is_injected(annotations),
+            exclusions,
+            policies: Policies::default(),
+            declared: BTreeMap::new(),
+            named_ports: named_ports(pod),
+            labels,
+        };
+        Ok((facts, notes))
+    }
+
+    /// The number of a named container port.
+    pub fn named_port(&self, name: &str) -> Option<u16> {
+        self.named_ports.get(name).copied()
+    }
+
+    /// `namespace/name` of the pod itself.
+    pub fn place(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A directory may leave UIDs out. What stands in is of RFC 9562's version 8: made of the name, the same each time.
+fn uid(pod: &Pod, namespace: &str, name: &str) -> Result<Arc<str>, String> {
+    if let Some(uid) = pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty()) {
+        let plain = uid.len() <= 128 && uid.bytes().all(|byte| byte.is_ascii_graphic());
+        return if plain { Ok(uid.into()) } else { Err("metadata.uid: expected at most 128 printable ASCII characters".to_owned()) };
+    }
+    let hash = digest::digest(&digest::SHA256, format!("pod {namespace}/{name}").as_bytes());
+    let mut bytes = [0_u8; 16];
+    for (to, from) in bytes.iter_mut().zip(hash.as_ref()) {
+        *to = *from;
+    }
+    let mut number = u128::from_be_bytes(bytes);
+    number = (number & !(0xf << 76)) | (0x8 << 76);
+    number = (number & !(0x3 << 62)) | (0x2 << 62);
+    let hex = format!("{number:032x}");
+    let part = |from: usize, to: usize| hex.get(from..to).unwrap_or_default();
+    Ok(format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)).into())
+}
+
+fn addresses(pod: &Pod) -> Result<Vec<IpAddr>, String> {
+    let Some(status) = &pod.status else {
+        return Ok(Vec::new());
+    };
+    let listed = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for text in status.pod_ip.as_deref().into_iter().chain(listed).filter(|text| !text.is_empty()) {
+        let address: IpAddr = text.parse().map_err(|_| format!("status.podIPs: expected IP addresses, found {text:?}"))?;
+        if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+            return Err(format!("status.podIPs: {address} can be no pod's address"));
+        }
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+fn phase(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.phase.as_deref()
+}
+
+/// What a hand-written pod does not say is taken for the good case: it runs, and it is ready.
+fn is_ready(pod: &Pod) -> bool {
+    let runs = matches!(phase(pod), None | Some("" | "Running"));
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let condition = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
+    runs && condition.is_none_or(|condition| condition.status == "True")
+}
+
+/// The controller's name; of a ReplicaSet that a Deployment made, the Deployment's.
+fn workload_name<'a>(pod: &'a Pod, name: &'a str) -> &'a str {
+    let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
+    let Some(owner) = owners.iter().find(|owner| owner.controller == Some(true)) else {
+        return name;
+    };
+    let hash = pod.metadata.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
+    match hash {
+        Some(hash) if owner.kind == "ReplicaSet" => {
+            let stripped = owner.name.strip_suffix(hash.as_str()).and_then(|rest| rest.strip_suffix('-'));
+            stripped.filter(|rest| !rest.is_empty()).unwrap_or(&owner.name)
+        }
+        _ => &owner.name,
+    }
+}
+
+fn named_ports(pod: &Pod) -> HashMap<String, u16> {
+    let Some(spec) = &pod.spec else {
+        return HashMap::new();
+    };
+    let sidecars = spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let containers: Vec<&Container> = spec.containers.iter().chain(sidecars).collect();
+    let ports = containers.iter().flat_map(|container| container.ports.iter().flatten());
+    let tcp = ports.filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
+    let mut named = HashMap::new();
+    for port in tcp {
+        if let (Some(name), Ok(number)) = (&port.name, u16::try_from(port.container_port)) {
+            // Of two of the same name the first counts, as in Kubernetes.
+            named.entry(name.clone()).or_insert(number);
+        }
+    }
+    named
+}

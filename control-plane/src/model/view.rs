@@ -1,0 +1,147 @@
+//! What proxies are told: the model joined with what the CA issued.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+    time::SystemTime,
+};
+
+use byrnie_identity::TrustBundle;
+use byrnie_policy::MtlsMode;
+use byrnie_proto::mesh::v1::{Bundle, DeclaredPort, Destination, Endpoint, Meshed, Self_, resource::Body};
+
+use super::{Model, PodFacts, Resolved, ResolvedEndpoint, subset::subset};
+use crate::{hub::View, journal::unix, limits};
+
+/// Everything that answers are made of, at one moment.
+#[derive(Debug, Clone)]
+pub struct MeshView {
+    /// What the source says.
+    pub model: Arc<Model>,
+    /// Pods that hold an unexpired SVID, by UID.
+    pub meshed: Arc<HashMap<Arc<str>, i64>>,
+    /// Whom to trust.
+    pub bundle: TrustBundle,
+    /// The moment.
+    pub now: SystemTime,
+}
+
+impl View for MeshView {
+    fn is_personal(&self, name: &str) -> bool {
+        if name == SELF {
+            return true;
+        }
+        let dialled = name.strip_prefix(DESTINATION).and_then(|text| text.parse().ok());
+        dialled.is_some_and(|dialled| self.model.resolve(dialled).endpoints.len() > limits::ENDPOINTS)
+    }
+
+    fn answer(&self, name: &str, viewer: &Arc<str>) -> Body {
+        if name == SELF {
+            return self.own(viewer);
+        }
+        if let Some(trust_domain) = name.strip_prefix(BUNDLE) {
+            return self.bundle(trust_domain);
+        }
+        let Some(text) = name.strip_prefix(DESTINATION) else {
+            return Body::Error(format!("{name:?} is no resource; expected `self`, `bundle/<trust domain>` or `destination/<ip>:<port>`"));
+        };
+        match text.parse::<SocketAddr>() {
+            Ok(dialled) if dialled.port() != 0 => Body::Destination(self.destination(dialled, viewer)),
+            _ => Body::Error(format!("{text:?} is no destination; expected `<ip>:<port>`, IPv6 in brackets")),
+        }
+    }
+}
+
+/// Resource names.
+pub(crate) const SELF: &str = "self";
+const BUNDLE: &str = "bundle/";
+const DESTINATION: &str = "destination/";
+
+/// Every endpoint weighs the same until something says otherwise.
+const WEIGHT: u32 = 1;
+
+impl MeshView {
+    fn own(&self, viewer: &str) -> Body {
+        let Some(pod) = self.model.pod_by_uid(viewer) else {
+            return Body::Error(format!("pod with UID {viewer} is not in the source"));
+        };
+        let settings = &self.model.settings;
+        let networks = |list: &[ipnet::IpNet]| list.iter().map(ToString::to_string).collect();
+        let port = |(port, protocol): (&u16, &_)| DeclaredPort { port: u32::from(*port), protocol: i32::from(*protocol) };
+        Body::Self_(Self_ {
+            workload: pod.workload.to_string(),
+            spiffe_id: pod.spiffe_id.to_string(),
+            pod_uid: pod.uid.to_string(),
+            terminating: pod.terminating,
+            policies: Some(pod.policies.clone().into()),
+            service_cidrs: networks(&settings.service_cidrs),
+            pod_cidrs: networks(&settings.pod_cidrs),
+            ports: pod.declared.iter().map(port).collect(),
+        })
+    }
+
+    fn bundle(&self, trust_domain: &str) -> Body {
+        if trust_domain == self.bundle.trust_domain().as_str() {
+            Body::Bundle(Bundle::from(&self.bundle))
+        } else {
+            Body::Error(format!("trust domain {trust_domain:?} is not known here; this is {}", self.bundle.trust_domain()))
+        }
+    }
+
+    /// The whole answer, at most [`limits::ENDPOINTS`] endpoints.
+    pub fn destination(&self, dialled: SocketAddr, viewer: &str) -> Destination {
+        let Resolved { kind, service, protocol, endpoints } = self.model.resolve(dialled);
+        let zone = self.model.pod_by_uid(viewer).map(|pod| pod.zone.clone());
+        let endpoints = subset(endpoints, viewer, zone.as_deref().unwrap_or_default());
+        let mut modes = BTreeMap::new();
+        Destination {
+            kind: kind.into(),
+            service: service.to_string(),
+            protocol: protocol.into(),
+            endpoints: endpoints.iter().map(|endpoint| self.endpoint(endpoint, &mut modes)).collect(),
+        }
+    }
+
+    fn endpoint(&self, endpoint: &ResolvedEndpoint, modes: &mut BTreeMap<Arc<str>, (bool, i64)>) -> Endpoint {
+        let (pod, port) = (&endpoint.pod, endpoint.address.port());
+        let meshed = self.meshed(pod, port);
+        let (permissive, permissive_until) = match meshed {
+            Meshed::EnrolledUnmeshed => *modes.entry(pod.uid.clone()).or_insert_with(|| self.permissive(pod, port)),
+            _ => (false, 0),
+        };
+        Endpoint {
+            address: match endpoint.address.ip() {
+                std::net::IpAddr::V4(address) => address.octets().to_vec(),
+                std::net::IpAddr::V6(address) => address.octets().to_vec(),
+            },
+            port: u32::from(port),
+            weight: WEIGHT,
+            zone: pod.zone.to_string(),
+            workload: pod.workload.to_string(),
+            pod_uid: pod.uid.to_string(),
+            meshed: meshed.into(),
+            spiffe_id: if meshed == Meshed::Yes { pod.spiffe_id.to_string() } else { String::new() },
+            permissive,
+            permissive_until,
+            terminating: endpoint.terminating,
+        }
+    }
+
+    /// A fact, not a wish: the CA issued to this pod, and its capture includes the port.
+    fn meshed(&self, pod: &PodFacts, port: u16) -> Meshed {
+        let issued = self.meshed.get(&pod.uid).is_some_and(|not_after| *not_after > unix(self.now));
+        if issued && pod.exclusions.captures_inbound(port) {
+            Meshed::Yes
+        } else if pod.enrolled || issued {
+            Meshed::EnrolledUnmeshed
+        } else {
+            Meshed::NotEnrolled
+        }
+    }
+
+    fn permissive(&self, pod: &PodFacts, port: u16) -> (bool, i64) {
+        let holding = pod.policies.mtls_at(port, self.now);
+        (holding.mode == MtlsMode::Permissive, holding.until.map_or(0, unix))
+    }
+}
