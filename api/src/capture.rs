@@ -33,8 +33,20 @@ impl CaptureExclusions {
         let mut problems = Vec::new();
         let port = |text: &str| text.parse().ok();
         let exclusions = Self {
-            inbound_ports: list(annotations, labels::EXCLUDE_INBOUND_PORTS, "a port from 1 to 65535", port, &mut problems),
-            outbound_ports: list(annotations, labels::EXCLUDE_OUTBOUND_PORTS, "a port from 1 to 65535", port, &mut problems),
+            inbound_ports: list(
+                annotations,
+                labels::EXCLUDE_INBOUND_PORTS,
+                "a port from 1 to 65535",
+                port,
+                &mut problems,
+            ),
+            outbound_ports: list(
+                annotations,
+                labels::EXCLUDE_OUTBOUND_PORTS,
+                "a port from 1 to 65535",
+                port,
+                &mut problems,
+            ),
             outbound_cidrs: list(
                 annotations,
                 labels::EXCLUDE_OUTBOUND_CIDRS,
@@ -42,15 +54,34 @@ impl CaptureExclusions {
                 |text| parse_cidr(text).ok(),
                 &mut problems,
             ),
-            uids: list(annotations, labels::EXCLUDE_UIDS, "a user ID", |text| text.parse().ok(), &mut problems),
-            interfaces: list(annotations, labels::EXCLUDE_INTERFACES, "the name of an interface", interface, &mut problems),
+            uids: list(
+                annotations,
+                labels::EXCLUDE_UIDS,
+                "a user ID",
+                |text| text.parse().ok(),
+                &mut problems,
+            ),
+            interfaces: list(
+                annotations,
+                labels::EXCLUDE_INTERFACES,
+                "the name of an interface",
+                interface,
+                &mut problems,
+            ),
         };
-        if problems.is_empty() { Ok(exclusions) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(exclusions)
+        } else {
+            Err(problems)
+        }
     }
 
     /// Whether connections to this port of the pod reach the proxy.
     pub fn captures_inbound(&self, port: u16) -> bool {
-        !self.inbound_ports.iter().any(|excluded| excluded.get() == port)
+        !self
+            .inbound_ports
+            .iter()
+            .any(|excluded| excluded.get() == port)
     }
 }
 
@@ -92,7 +123,10 @@ mod tests {
     use super::*;
 
     fn read(pairs: &[(&str, &str)]) -> Result<CaptureExclusions, Vec<Problem>> {
-        let annotations = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let annotations = pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
         CaptureExclusions::from_annotations(&annotations)
     }
 
@@ -108,7 +142,10 @@ mod tests {
         let exclusions = read(&[
             (labels::EXCLUDE_INBOUND_PORTS, "9090, 9091"),
             (labels::EXCLUDE_OUTBOUND_PORTS, "53"),
-            (labels::EXCLUDE_OUTBOUND_CIDRS, "203.0.113.0/24,2001:db8::/32"),
+            (
+                labels::EXCLUDE_OUTBOUND_CIDRS,
+                "203.0.113.0/24,2001:db8::/32",
+            ),
             (labels::EXCLUDE_UIDS, "0,1001"),
             (labels::EXCLUDE_INTERFACES, "eth1"),
         ])
@@ -127,9 +164,18 @@ mod tests {
             (labels::EXCLUDE_INTERFACES, "eth0; flush ruleset"),
         ])
         .unwrap_err();
-        let places: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+        let places: Vec<&str> = problems
+            .iter()
+            .map(|problem| problem.path.as_str())
+            .collect();
         assert_eq!(places.len(), 5);
-        assert_eq!(places[0], "metadata.annotations[byrnie.dev/exclude-inbound-ports][1]");
-        assert_eq!(places[4], "metadata.annotations[byrnie.dev/exclude-interfaces][0]");
+        assert_eq!(
+            places[0],
+            "metadata.annotations[byrnie.dev/exclude-inbound-ports][1]"
+        );
+        assert_eq!(
+            places[4],
+            "metadata.annotations[byrnie.dev/exclude-interfaces][0]"
+        );
     }
 }

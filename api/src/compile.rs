@@ -1,8 +1,11 @@
 //! From the objects that select a workload to the policies of that workload.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use byrnie_policy::{Action, AuthorizationRule, Enforcement, MtlsRule, MtlsScope, MtlsTerms, Policies, Ports};
+use byrnie_policy::{
+    Action, AuthorizationRule, Enforcement, MtlsRule, MtlsScope, MtlsTerms, Policies, Ports,
+};
 
 use crate::authorization_policy::Place;
 use crate::{Kind, MeshSettings, MtlsPolicySpec, Object, RefusedPolicy, Selector};
@@ -33,20 +36,25 @@ pub fn compile<'a>(
         egress_default: mesh.egress_default,
         ..Policies::default()
     };
-    let mut strict_by = None;
+    let mut strict_by = Vec::new();
     for object in objects {
         if object.namespace() == Some(workload.namespace) && selects(object, workload) {
             add(mesh, object, &mut policies, &mut strict_by);
         }
     }
-    if let Some(name) = strict_by {
-        policies.mtls = vec![MtlsRule { name, scope: MtlsScope::Namespace, terms: MtlsTerms::Strict }];
+    if let Some(name) = strict_by.into_iter().min() {
+        policies.mtls = vec![MtlsRule {
+            name,
+            scope: MtlsScope::Namespace,
+            terms: MtlsTerms::Strict,
+        }];
     }
     policies
 }
 
 fn selects(object: &Object, workload: &Workload<'_>) -> bool {
-    let matches = |selector: &Option<Selector>| selector.as_ref().is_none_or(|s| s.matches(workload.labels));
+    let matches =
+        |selector: &Option<Selector>| selector.as_ref().is_none_or(|s| s.matches(workload.labels));
     match object {
         Object::MeshConfig(_) => false,
         Object::MtlsPolicy(policy) => matches(&policy.spec.selector),
@@ -57,17 +65,26 @@ fn selects(object: &Object, workload: &Workload<'_>) -> bool {
     }
 }
 
-fn add(mesh: &MeshSettings, object: &Object, policies: &mut Policies, strict_by: &mut Option<std::sync::Arc<str>>) {
+fn add(
+    mesh: &MeshSettings,
+    object: &Object,
+    policies: &mut Policies,
+    strict_by: &mut Vec<Arc<str>>,
+) {
     let name = object.to_string();
     match object {
         Object::MeshConfig(_) => {}
         Object::MtlsPolicy(policy) => match mtls_rule(mesh, &policy.spec, &name) {
             Ok(rule) => policies.mtls.extend(rule),
-            Err(Malformed) => *strict_by = Some(refused_name(&name)),
+            Err(Malformed) => strict_by.push(refused_name(&name)),
         },
         Object::AuthorizationPolicy(policy) => {
             let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
-            let place = Place { object: &name, namespace, trust_domain: &mesh.trust_domain };
+            let place = Place {
+                object: &name,
+                namespace,
+                trust_domain: &mesh.trust_domain,
+            };
             match policy.spec.policy_rules(place) {
                 Ok(rules) => policies.authorization.extend(rules),
                 Err(_) => policies.authorization.push(deny_everyone(&name)),
@@ -75,9 +92,17 @@ fn add(mesh: &MeshSettings, object: &Object, policies: &mut Policies, strict_by:
         }
         // These two only ever let something through: left out, they let nothing through.
         Object::IngressPolicy(policy) => policies.ingress.extend(policy.spec.rule(&name)),
-        Object::EgressPolicy(policy) => policies.egress.extend(policy.spec.rules(&name).unwrap_or_default()),
-        Object::Refused(RefusedPolicy { kind: Kind::MtlsPolicy, .. }) => *strict_by = Some(refused_name(&name)),
-        Object::Refused(RefusedPolicy { kind: Kind::AuthorizationPolicy, .. }) => {
+        Object::EgressPolicy(policy) => policies
+            .egress
+            .extend(policy.spec.rules(&name).unwrap_or_default()),
+        Object::Refused(RefusedPolicy {
+            kind: Kind::MtlsPolicy,
+            ..
+        }) => strict_by.push(refused_name(&name)),
+        Object::Refused(RefusedPolicy {
+            kind: Kind::AuthorizationPolicy,
+            ..
+        }) => {
             policies.authorization.push(deny_everyone(&name));
         }
         Object::Refused(_) => {}
@@ -87,7 +112,11 @@ fn add(mesh: &MeshSettings, object: &Object, policies: &mut Policies, strict_by:
 struct Malformed;
 
 /// `None` where the mesh's floor does not permit it: then it does nothing.
-fn mtls_rule(mesh: &MeshSettings, spec: &MtlsPolicySpec, name: &str) -> Result<Option<MtlsRule>, Malformed> {
+fn mtls_rule(
+    mesh: &MeshSettings,
+    spec: &MtlsPolicySpec,
+    name: &str,
+) -> Result<Option<MtlsRule>, Malformed> {
     let rule = spec.rule(name).map_err(|_| Malformed)?;
     Ok(spec.against(mesh).is_empty().then_some(rule))
 }
@@ -103,7 +132,7 @@ fn deny_everyone(name: &str) -> AuthorizationRule {
 }
 
 /// Whoever is turned away by it is to know where to look.
-fn refused_name(name: &str) -> std::sync::Arc<str> {
+fn refused_name(name: &str) -> Arc<str> {
     format!("{name} (refused: see its status)").into()
 }
 

@@ -54,7 +54,9 @@ impl EgressPolicySpec {
 
     /// Whether it is for this service account of its namespace.
     pub fn concerns(&self, service_account: &str) -> bool {
-        self.service_accounts.as_ref().is_none_or(|accounts| accounts.iter().any(|one| one == service_account))
+        self.service_accounts
+            .as_ref()
+            .is_none_or(|accounts| accounts.iter().any(|one| one == service_account))
     }
 
     pub(crate) fn rules(&self, object: &str) -> Result<Vec<EgressRule>, Vec<Problem>> {
@@ -64,7 +66,11 @@ impl EgressPolicySpec {
             not_empty("spec.serviceAccounts", accounts, &mut problems);
         }
         for (index, account) in accounts.unwrap_or_default().iter().enumerate() {
-            syntax::object_name(&format!("spec.serviceAccounts[{index}]"), account, &mut problems);
+            syntax::object_name(
+                &format!("spec.serviceAccounts[{index}]"),
+                account,
+                &mut problems,
+            );
         }
         not_empty("spec.to", &self.to, &mut problems);
         let mut rules = Vec::with_capacity(self.to.len());
@@ -73,11 +79,23 @@ impl EgressPolicySpec {
             not_empty(&format!("{path}.cidrs"), &destination.cidrs, &mut problems);
             rules.push(EgressRule {
                 name: format!("{object}[{index}]").into(),
-                service_accounts: accounts.unwrap_or_default().iter().map(|account| Arc::from(account.as_str())).collect(),
+                service_accounts: accounts
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|account| Arc::from(account.as_str()))
+                    .collect(),
                 cidrs: syntax::cidrs(&format!("{path}.cidrs"), &destination.cidrs, &mut problems),
-                ports: optional_ports(&format!("{path}.ports"), destination.ports.as_deref(), &mut problems),
+                ports: optional_ports(
+                    &format!("{path}.ports"),
+                    destination.ports.as_deref(),
+                    &mut problems,
+                ),
             });
         }
-        if problems.is_empty() { Ok(rules) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(rules)
+        } else {
+            Err(problems)
+        }
     }
 }

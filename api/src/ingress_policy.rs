@@ -50,14 +50,30 @@ impl IngressPolicySpec {
         not_empty("spec.principals", &self.principals, &mut problems);
         let numbered = self.principals.iter().enumerate();
         let principals = numbered
-            .filter_map(|(index, text)| syntax::spiffe_id(&format!("spec.principals[{index}]"), text, &mut problems))
+            .filter_map(|(index, text)| {
+                syntax::spiffe_id(&format!("spec.principals[{index}]"), text, &mut problems)
+            })
             .collect();
-        if problems.is_empty() { Ok(IngressRule { name: name.into(), principals, ports }) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(IngressRule {
+                name: name.into(),
+                principals,
+                ports,
+            })
+        } else {
+            Err(problems)
+        }
     }
 }
 
-pub(crate) fn optional_ports(path: &str, numbers: Option<&[u16]>, problems: &mut Vec<Problem>) -> Ports {
-    let Some(numbers) = numbers else { return Ports::ANY };
+pub(crate) fn optional_ports(
+    path: &str,
+    numbers: Option<&[u16]>,
+    problems: &mut Vec<Problem>,
+) -> Ports {
+    let Some(numbers) = numbers else {
+        return Ports::ANY;
+    };
     not_empty(path, numbers, problems);
     syntax::ports(path, numbers, problems)
 }

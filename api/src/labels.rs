@@ -39,12 +39,16 @@ pub const SYSTEM_NAMESPACE: &str = "byrnie-system";
 ///
 /// `kube-system` and Byrnie's own namespace never are: what they run must come up before any proxy can.
 pub fn is_enrolled(namespace: &str, labels: &BTreeMap<String, String>) -> bool {
-    namespace != "kube-system" && namespace != SYSTEM_NAMESPACE && labels.get(MESH).is_some_and(|value| value == MESH_ENABLED)
+    namespace != "kube-system"
+        && namespace != SYSTEM_NAMESPACE
+        && labels.get(MESH).is_some_and(|value| value == MESH_ENABLED)
 }
 
 /// Whether a pod of an enrolled namespace is to have a proxy.
 pub fn is_injected(annotations: &BTreeMap<String, String>) -> bool {
-    annotations.get(INJECT).is_none_or(|value| value != INJECT_OFF)
+    annotations
+        .get(INJECT)
+        .is_none_or(|value| value != INJECT_OFF)
 }
 
 #[cfg(test)]

@@ -69,13 +69,20 @@ impl MtlsPolicySpec {
             selector.check(&mut problems);
         }
         let scope = match (self.port, &self.selector) {
-            (Some(number), _) => syntax::port("spec.port", number, &mut problems).map(MtlsScope::Port),
+            (Some(number), _) => {
+                syntax::port("spec.port", number, &mut problems).map(MtlsScope::Port)
+            }
             (None, Some(selector)) if !selector.is_empty() => Some(MtlsScope::Workload),
             (None, _) => Some(MtlsScope::Namespace),
         };
-        let until = self.until.as_deref().map(|text| syntax::timestamp("spec.until", text, &mut problems));
+        let until = self
+            .until
+            .as_deref()
+            .map(|text| syntax::timestamp("spec.until", text, &mut problems));
         let terms = match (self.mode, until) {
-            (MtlsMode::Permissive, until) => MtlsTerms::Permissive { until: until.flatten() },
+            (MtlsMode::Permissive, until) => MtlsTerms::Permissive {
+                until: until.flatten(),
+            },
             (MtlsMode::Strict, None) => MtlsTerms::Strict,
             (MtlsMode::Strict, Some(_)) => {
                 let problem = Problem::new("spec.until", "nothing beside `mode: Strict`", "a time");
@@ -84,7 +91,11 @@ impl MtlsPolicySpec {
             }
         };
         match scope {
-            Some(scope) if problems.is_empty() => Ok(MtlsRule { name: name.into(), scope, terms }),
+            Some(scope) if problems.is_empty() => Ok(MtlsRule {
+                name: name.into(),
+                scope,
+                terms,
+            }),
             _ => Err(problems),
         }
     }

@@ -16,20 +16,33 @@ type Fields = &'static [(&'static str, &'static str)];
 
 const ANYWHERE: Fields = &[
     ("status", "status is not written yet"),
-    ("spec.selector.matchExpressions", "workloads are selected by matchLabels only"),
+    (
+        "spec.selector.matchExpressions",
+        "workloads are selected by matchLabels only",
+    ),
 ];
 
 const L4: &str = "policies are by identity and port only; what is inside of HTTP is not looked at";
-const MTLS_INGRESS: &str = "clients outside of the mesh get in by mutual TLS with a named principal only";
+const MTLS_INGRESS: &str =
+    "clients outside of the mesh get in by mutual TLS with a named principal only";
 const CIDR_EGRESS: &str = "destinations are named by network and port only";
 const MESH: &str = "the mesh has no such setting";
 
 const fn fields(kind: Kind) -> Fields {
     match kind {
         Kind::MeshConfig => &[
-            ("spec.mtls.mode", "an enrolled namespace is Strict; MtlsPolicy changes that"),
-            ("spec.protocols", "UDP and SCTP are neither captured nor encrypted"),
-            ("spec.otherProtocols", "UDP and SCTP are neither captured nor encrypted"),
+            (
+                "spec.mtls.mode",
+                "an enrolled namespace is Strict; MtlsPolicy changes that",
+            ),
+            (
+                "spec.protocols",
+                "UDP and SCTP are neither captured nor encrypted",
+            ),
+            (
+                "spec.otherProtocols",
+                "UDP and SCTP are neither captured nor encrypted",
+            ),
             ("spec.udp", "UDP is neither captured nor encrypted"),
             ("spec.sctp", "SCTP is neither captured nor encrypted"),
             ("spec.tls", MESH),
@@ -37,7 +50,10 @@ const fn fields(kind: Kind) -> Fields {
             ("spec.mtls.minVersion", MESH),
             ("spec.sidecar", MESH),
             ("spec.proxy", MESH),
-            ("spec.capture", "what is not captured is said by the pod's annotations"),
+            (
+                "spec.capture",
+                "what is not captured is said by the pod's annotations",
+            ),
             ("spec.telemetry", MESH),
             ("spec.tracing", MESH),
             ("spec.accessLog", MESH),
@@ -46,8 +62,14 @@ const fn fields(kind: Kind) -> Fields {
         ],
         Kind::MtlsPolicy => &[("spec.ports", "one policy is for one `port`, or for all")],
         Kind::AuthorizationPolicy => &[
-            ("spec.rules[].from[].ipBlocks", "callers are known by their identity only"),
-            ("spec.rules[].from[].notIpBlocks", "callers are known by their identity only"),
+            (
+                "spec.rules[].from[].ipBlocks",
+                "callers are known by their identity only",
+            ),
+            (
+                "spec.rules[].from[].notIpBlocks",
+                "callers are known by their identity only",
+            ),
             ("spec.rules[].to[].methods", L4),
             ("spec.rules[].to[].paths", L4),
             ("spec.rules[].to[].hosts", L4),
@@ -60,7 +82,10 @@ const fn fields(kind: Kind) -> Fields {
             ("spec.from", MTLS_INGRESS),
             ("spec.plaintext", MTLS_INGRESS),
             ("spec.tls", MTLS_INGRESS),
-            ("spec.mtls", "`principals` says who the client must be; nothing else of TLS is chosen here"),
+            (
+                "spec.mtls",
+                "`principals` says who the client must be; nothing else of TLS is chosen here",
+            ),
             ("spec.allowNodeAddresses", MTLS_INGRESS),
             ("spec.ipBlocks", MTLS_INGRESS),
             ("spec.hosts", L4),

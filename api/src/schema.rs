@@ -10,7 +10,10 @@ use kube::CustomResourceExt;
 use serde_json::{Map, Value};
 
 use crate::problem::{NOT_SUPPORTED_YET, describe, quote};
-use crate::{AuthorizationPolicy, EgressPolicy, IngressPolicy, Kind, MeshConfig, MtlsPolicy, Problem, not_yet};
+use crate::{
+    AuthorizationPolicy, EgressPolicy, IngressPolicy, Kind, MeshConfig, MtlsPolicy, Problem,
+    not_yet,
+};
 
 /// No reader mends more than these at once, and a hostile file must not cost more.
 const MOST_PROBLEMS: usize = 50;
@@ -22,13 +25,18 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
 
 /// Everything in `object` that the schema of `kind` does not allow.
 pub(crate) fn check(kind: Kind, object: &Map<String, Value>) -> Vec<Problem> {
-    let mut check = Check { kind, problems: Vec::new() };
+    let mut check = Check {
+        kind,
+        problems: Vec::new(),
+    };
     let root = schema(kind);
     for (name, value) in object {
         match (name.as_str(), property(root, name)) {
             ("apiVersion" | "kind" | "metadata", _) => {}
             (_, Some(schema)) => check.value(name, schema, value),
-            (_, None) => check.unknown_field(name, ["apiVersion", "kind", "metadata", "spec"].into_iter()),
+            (_, None) => {
+                check.unknown_field(name, ["apiVersion", "kind", "metadata", "spec"].into_iter())
+            }
         }
     }
     check.required("", root, object);
@@ -47,13 +55,23 @@ fn crd(kind: Kind) -> CustomResourceDefinition {
 
 fn schema(kind: Kind) -> &'static Value {
     static SCHEMAS: OnceLock<Vec<(Kind, Value)>> = OnceLock::new();
-    let schemas = SCHEMAS.get_or_init(|| Kind::ALL.into_iter().map(|kind| (kind, root_schema(kind))).collect());
-    schemas.iter().find(|(of, _)| *of == kind).map_or(&Value::Null, |(_, schema)| schema)
+    let schemas = SCHEMAS.get_or_init(|| {
+        Kind::ALL
+            .into_iter()
+            .map(|kind| (kind, root_schema(kind)))
+            .collect()
+    });
+    schemas
+        .iter()
+        .find(|(of, _)| *of == kind)
+        .map_or(&Value::Null, |(_, schema)| schema)
 }
 
 fn root_schema(kind: Kind) -> Value {
     let version = crd(kind).spec.versions.into_iter().next();
-    let schema = version.and_then(|version| version.schema).and_then(|schema| schema.open_api_v3_schema);
+    let schema = version
+        .and_then(|version| version.schema)
+        .and_then(|schema| schema.open_api_v3_schema);
     serde_json::to_value(schema).unwrap_or_default()
 }
 
@@ -94,8 +112,13 @@ impl Check {
     }
 
     fn object(&mut self, path: &str, schema: &Value, fields: &Map<String, Value>) {
-        let free = schema.get("additionalProperties").filter(|free| free.is_object());
+        let free = schema
+            .get("additionalProperties")
+            .filter(|free| free.is_object());
         for (name, value) in fields {
+            if self.problems.len() >= MOST_PROBLEMS {
+                return;
+            }
             if let Some(schema) = property(schema, name) {
                 self.value(&format!("{path}.{name}"), schema, value);
             } else if let Some(schema) = free {
@@ -115,14 +138,21 @@ impl Check {
             let problem = Problem::new(path, "at least one entry", "an empty list");
             self.note(problem.hint("leave an optional field out to match everything"));
         }
-        let Some(schema) = schema.get("items") else { return };
+        let Some(schema) = schema.get("items") else {
+            return;
+        };
         for (index, item) in items.iter().enumerate() {
             self.value(&format!("{path}[{index}]"), schema, item);
         }
     }
 
     fn integer(&mut self, path: &str, schema: &Value, value: &Value) {
-        let bound = |name: &str, otherwise| schema.get(name).and_then(Value::as_f64).unwrap_or(otherwise);
+        let bound = |name: &str, otherwise| {
+            schema
+                .get(name)
+                .and_then(Value::as_f64)
+                .unwrap_or(otherwise)
+        };
         let range = bound("minimum", f64::MIN)..=bound("maximum", f64::MAX);
         let whole = value.as_i64().is_some() || value.as_u64().is_some();
         if !whole || !value.as_f64().is_some_and(|number| range.contains(&number)) {
@@ -134,8 +164,13 @@ impl Check {
         let required = schema.get("required").and_then(Value::as_array);
         for name in required.into_iter().flatten().filter_map(Value::as_str) {
             if !fields.contains_key(name) {
-                let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-                let expected = property(schema, name).map_or_else(|| "a value".to_owned(), expected);
+                let path = if path.is_empty() {
+                    name.to_owned()
+                } else {
+                    format!("{path}.{name}")
+                };
+                let expected =
+                    property(schema, name).map_or_else(|| "a value".to_owned(), expected);
                 self.note(Problem::new(path, expected, "nothing"));
             }
         }
@@ -149,7 +184,14 @@ impl Check {
         };
         let name = path.rsplit_once('.').map_or(path, |(_, name)| name);
         let expected = format!("only {}", known.join(", "));
-        self.note(Problem::new(shorten(path), expected, format!("the field {}", quote(name))).hint(hint));
+        self.note(
+            Problem::new(
+                shorten(path),
+                expected,
+                format!("the field {}", quote(name)),
+            )
+            .hint(hint),
+        );
     }
 }
 
@@ -172,7 +214,11 @@ fn expected(schema: &Value) -> String {
 }
 
 fn one_of(choices: &[Value]) -> String {
-    let choices: Vec<String> = choices.iter().filter(|choice| !choice.is_null()).map(describe).collect();
+    let choices: Vec<String> = choices
+        .iter()
+        .filter(|choice| !choice.is_null())
+        .map(describe)
+        .collect();
     choices.join(" or ")
 }
 

@@ -25,7 +25,8 @@ pub(crate) fn namespace(path: &str, text: &str, problems: &mut Vec<Problem>) -> 
 
 /// An object's or service account's name: an RFC 1123 subdomain.
 pub(crate) fn object_name(path: &str, text: &str, problems: &mut Vec<Problem>) -> bool {
-    let expected = "a name: up to 253 of a-z, 0-9, `-` and `.`, with a letter or digit at both ends";
+    let expected =
+        "a name: up to 253 of a-z, 0-9, `-` and `.`, with a letter or digit at both ends";
     note(is_dns_subdomain(text), path, expected, text, problems)
 }
 
@@ -35,7 +36,13 @@ pub(crate) fn label_key(path: &str, text: &str, problems: &mut Vec<Problem>) -> 
         Some((prefix, name)) => is_dns_subdomain(prefix) && is_label_text(name) && !name.is_empty(),
         None => is_label_text(text) && !text.is_empty(),
     };
-    note(good, path, "the key of a label, such as `app` or `example.com/app`", text, problems)
+    note(
+        good,
+        path,
+        "the key of a label, such as `app` or `example.com/app`",
+        text,
+        problems,
+    )
 }
 
 /// A label's value.
@@ -45,11 +52,19 @@ pub(crate) fn label_value(path: &str, text: &str, problems: &mut Vec<Problem>) -
 }
 
 /// A trust domain.
-pub(crate) fn trust_domain(path: &str, text: &str, problems: &mut Vec<Problem>) -> Option<TrustDomain> {
+pub(crate) fn trust_domain(
+    path: &str,
+    text: &str,
+    problems: &mut Vec<Problem>,
+) -> Option<TrustDomain> {
     text.parse()
         .map_err(|error| {
             let expected = "a trust domain: a-z, 0-9, `-`, `_` and `.`";
-            problems.push(Problem::new(path, expected, format!("{} ({error})", quote(text))));
+            problems.push(Problem::new(
+                path,
+                expected,
+                format!("{} ({error})", quote(text)),
+            ));
         })
         .ok()
 }
@@ -58,7 +73,11 @@ pub(crate) fn trust_domain(path: &str, text: &str, problems: &mut Vec<Problem>) 
 pub(crate) fn spiffe_id(path: &str, text: &str, problems: &mut Vec<Problem>) -> Option<SpiffeId> {
     let expected = "a SPIFFE ID such as `spiffe://cluster.local/ns/shop/sa/web`";
     let id = text.parse::<SpiffeId>().map_err(|error| {
-        problems.push(Problem::new(path, expected, format!("{} ({error})", quote(text))));
+        problems.push(Problem::new(
+            path,
+            expected,
+            format!("{} ({error})", quote(text)),
+        ));
     });
     let id = id.ok()?;
     // An ID without a path is the trust domain's own; no workload has it.
@@ -66,9 +85,17 @@ pub(crate) fn spiffe_id(path: &str, text: &str, problems: &mut Vec<Problem>) -> 
 }
 
 /// A SPIFFE ID, exact or a prefix that ends in `/*`.
-pub(crate) fn spiffe_id_pattern(path: &str, text: &str, problems: &mut Vec<Problem>) -> Option<SpiffeIdPattern> {
+pub(crate) fn spiffe_id_pattern(
+    path: &str,
+    text: &str,
+    problems: &mut Vec<Problem>,
+) -> Option<SpiffeIdPattern> {
     let pattern = text.parse();
-    pattern.map_err(|error: byrnie_policy::PolicyError| problems.push(Problem::new(path, error.expected, error.found))).ok()
+    pattern
+        .map_err(|error: byrnie_policy::PolicyError| {
+            problems.push(Problem::new(path, error.expected, error.found))
+        })
+        .ok()
 }
 
 /// A list of networks in CIDR notation.
@@ -77,7 +104,11 @@ pub(crate) fn cidrs(path: &str, texts: &[String], problems: &mut Vec<Problem>) -
     for (index, text) in texts.iter().enumerate() {
         match parse_cidr(text) {
             Ok(network) => networks.push(network),
-            Err(error) => problems.push(Problem::new(format!("{path}[{index}]"), error.expected, error.found)),
+            Err(error) => problems.push(Problem::new(
+                format!("{path}[{index}]"),
+                error.expected,
+                error.found,
+            )),
         }
     }
     networks
@@ -86,7 +117,9 @@ pub(crate) fn cidrs(path: &str, texts: &[String], problems: &mut Vec<Problem>) -
 /// A list of ports; empty: every port.
 pub(crate) fn ports(path: &str, numbers: &[u16], problems: &mut Vec<Problem>) -> Ports {
     let numbered = numbers.iter().enumerate();
-    numbered.filter_map(|(index, number)| port(&format!("{path}[{index}]"), *number, problems)).collect()
+    numbered
+        .filter_map(|(index, number)| port(&format!("{path}[{index}]"), *number, problems))
+        .collect()
 }
 
 /// A port.
@@ -100,7 +133,9 @@ pub(crate) fn port(path: &str, number: u16, problems: &mut Vec<Problem>) -> Opti
 
 /// An RFC 3339 time.
 pub(crate) fn timestamp(path: &str, text: &str, problems: &mut Vec<Problem>) -> Option<SystemTime> {
-    let time = OffsetDateTime::parse(text, &Rfc3339).ok().filter(|time| *time > OffsetDateTime::UNIX_EPOCH);
+    let time = OffsetDateTime::parse(text, &Rfc3339)
+        .ok()
+        .filter(|time| *time > OffsetDateTime::UNIX_EPOCH);
     if time.is_none() {
         let expected = "a time such as `2030-01-31T18:00:00Z` (RFC 3339)";
         problems.push(Problem::new(path, expected, quote(text)));
@@ -141,7 +176,9 @@ fn is_dns_subdomain(text: &str) -> bool {
 }
 
 fn is_dns_part(text: &str) -> bool {
-    let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let edge = |byte: Option<u8>| {
+        byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    };
     edge(text.bytes().next())
         && edge(text.bytes().last())
         && text.bytes().all(|byte| edge(Some(byte)) || byte == b'-')
@@ -152,7 +189,9 @@ fn is_label_text(text: &str) -> bool {
     text.len() <= LONGEST_LABEL
         && edge(text.bytes().next())
         && edge(text.bytes().last())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 #[cfg(test)]
@@ -167,7 +206,20 @@ mod tests {
         assert_eq!(duration("7d"), Some(hours(168)));
         assert_eq!(duration("1h30m"), Some(Duration::from_secs(5_400)));
         assert_eq!(duration("1d2h3m4s"), Some(Duration::from_secs(93_784)));
-        for bad in ["", "24", "h", "24x", "30m1h", "1h1h", "-1h", "1.5h", "1h ", "99999999999999999999h", "9999999999999999d", "1ü"] {
+        for bad in [
+            "",
+            "24",
+            "h",
+            "24x",
+            "30m1h",
+            "1h1h",
+            "-1h",
+            "1.5h",
+            "1h ",
+            "99999999999999999999h",
+            "9999999999999999d",
+            "1ü",
+        ] {
             assert_eq!(duration(bad), None, "{bad}");
         }
     }
@@ -200,7 +252,14 @@ mod tests {
         assert!(timestamp("", "2030-01-31T18:00:00Z", problems).is_some());
         assert!(timestamp("", "2030-01-31T18:00:00.5+01:00", problems).is_some());
         assert!(problems.is_empty());
-        for bad in ["", "tomorrow", "2030-01-31", "2030-01-31 18:00", "1969-12-31T00:00:00Z", "2030-13-01T00:00:00Z"] {
+        for bad in [
+            "",
+            "tomorrow",
+            "2030-01-31",
+            "2030-01-31 18:00",
+            "1969-12-31T00:00:00Z",
+            "2030-13-01T00:00:00Z",
+        ] {
             assert_eq!(timestamp("spec.until", bad, problems), None, "{bad}");
         }
         assert_eq!(problems.len(), 6);

@@ -85,3 +85,6 @@ pub fn authorize_egress(
         Err(decision)
     }
 }
+
+#[cfg(test)]
+mod tests;
