@@ -290,3 +290,56 @@ fn seconds(timestamp: i64) -> u64 {
 fn malformed(detail: impl Into<String>) -> VerifyError {
     VerifyError::new(VerifyCause::Malformed, detail)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use rcgen::IsCa;
+
+    use super::*;
+    use crate::test_certificates::{Recipe, extension};
+
+    fn parse_with(change: fn(&mut Recipe)) -> Result<Facts, VerifyError> {
+        let mut recipe = Recipe::good();
+        change(&mut recipe);
+        parse(&recipe.make().chain[0])
+    }
+
+    #[test]
+    fn bytes_behind_the_value_of_an_extension_are_refused() {
+        let refused = parse_with(|recipe| {
+            recipe.leaf.is_ca = IsCa::NoCa;
+            let value = [0x30, 0x00, 0x05, 0x00];
+            recipe
+                .leaf
+                .custom_extensions
+                .push(extension(&[2, 5, 29, 19], true, &value));
+        });
+        let error = refused.unwrap_err();
+        assert!(
+            error.cause == VerifyCause::Malformed && error.detail.contains("2.5.29.19"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_serial_number_is_shown_as_openssl_shows_it() {
+        assert_eq!(hex(trim_sign_byte(&[0, 0xab, 0x01])), "ab01");
+        assert_eq!(hex(trim_sign_byte(&[0])), "00");
+        assert_eq!(hex(trim_sign_byte(&[0x0a])), "0a");
+    }
+
+    #[test]
+    fn one_element_is_told_from_more_or_less_of_it() {
+        for one in [
+            &[5, 0][..],
+            &[4, 1, 9],
+            &[&[0x04, 0x81, 0x80][..], &[0; 128]].concat(),
+        ] {
+            assert!(is_one_element(one));
+            assert!(!is_one_element(&[one, &[0]].concat()));
+            assert!(!is_one_element(&one[..one.len() - 1]));
+        }
+        assert!(!is_one_element(&[]) && !is_one_element(&[0x30, 0x80, 0, 0]));
+    }
+}

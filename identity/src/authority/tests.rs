@@ -241,6 +241,16 @@ fn a_clock_that_was_set_back_gets_an_intermediate_that_is_valid_then() {
 }
 
 #[test]
+fn no_leaf_begins_before_its_issuer() {
+    let (authority, _, hand) = authority();
+    let intermediate = crate::x509::parse(&issue(&authority).chain[1]).unwrap();
+    hand.step_wall(-55 * 60);
+    let issued = issue(&authority);
+    assert_eq!(issued.not_before, system_time(intermediate.not_before));
+    assert_eq!(issued.not_before, start() - Duration::from_secs(3600));
+}
+
+#[test]
 fn an_authority_opened_again_is_the_same_one() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("state/ca");

@@ -289,6 +289,12 @@ fn a_peer_that_would_resume_gets_a_full_handshake_all_the_same() {
         second(&mesh.client(&web), &eager_server),
         HandshakeKind::Full
     );
+    assert_eq!(mesh.server(&orders).send_tls13_tickets, 0);
+    // The ingress's leg as well, where TLS 1.2 resumes by session ID.
+    let mut old = client(Some(&web), &mesh.verifier, NameRule::Ignored, &[&TLS12]).unwrap();
+    old.resumption = Resumption::store(Arc::new(ClientSessionMemoryCache::new(32)));
+    let ingress = ingress_server_config(&orders, &mesh.verifier).unwrap();
+    assert_eq!(second(&Arc::new(old), &ingress), HandshakeKind::Full);
     // The test can tell: two that want to, do.
     assert_eq!(second(&eager_client, &eager_server), HandshakeKind::Resumed);
 }
