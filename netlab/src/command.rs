@@ -210,7 +210,7 @@ impl HostCommand {
 /// Lays the contents over the files, in the mount namespace of this thread.
 /// They live on a file system in memory that is detached at once, so that
 /// nothing has to be removed afterwards.
-fn show_files(files: &[(PathBuf, String)]) -> io::Result<()> {
+pub(crate) fn show_files(files: &[(PathBuf, String)]) -> io::Result<()> {
     if files.is_empty() {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::namespace::NetNs;
-use crate::{Entered, HostCommand, Privileges};
+use crate::{Entered, Entrance, HostCommand, Privileges};
 
 /// A host of a lab. Clones are the same host.
 #[derive(Debug, Clone)]
@@ -123,6 +123,16 @@ impl Host {
     /// A program to be run on this host.
     pub fn command(&self, program: impl Into<std::ffi::OsString>) -> HostCommand {
         HostCommand::new(self.clone(), program.into())
+    }
+
+    /// The way into this host from outside the lab, for as long as the lab
+    /// lives; `None` when `/proc` did not tell this process's outer ID.
+    pub fn entrance(&self) -> Option<Entrance> {
+        Some(Entrance {
+            pid: self.0.entered.host_pid()?,
+            network: self.namespace().raw_fd(),
+            user: self.privileges() == Privileges::SingleUid,
+        })
     }
 
     /// The command line that enters this host's network namespace from

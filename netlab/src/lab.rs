@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
 
-use crate::links::{self, INSIDE};
+use crate::links::{self, End, INSIDE};
 use crate::namespace::NetNs;
 use crate::tap::{Tap, TapOptions};
 use crate::{Entered, Host, LabNetworks, Privileges};
@@ -53,10 +53,15 @@ impl Lab {
         let router = Host::new(&format!("{name}/router"), &networks.router(), entered)
             .map_err(failed("the router"))?;
         links::make_cable(
-            node.namespace(),
-            "router",
-            router.namespace(),
-            "pods",
+            End {
+                namespace: node.namespace(),
+                name: "router",
+            },
+            End {
+                namespace: router.namespace(),
+                name: "pods",
+            },
+            networks.router().first(),
             Some(links::BRIDGE),
         )
         .and_then(|()| {
@@ -112,10 +117,9 @@ impl Lab {
         let failed = |part: &str| LabError::at(&format!("pod {name}: {part}"));
         let pod = Host::new(name, addresses, &self.entered).map_err(failed("its namespace"))?;
         links::make_cable(
-            self.node.namespace(),
-            &interface_name(name),
-            pod.namespace(),
-            INSIDE,
+            self.port(&interface_name(name)),
+            inside(&pod),
+            addresses.first(),
             Some(links::BRIDGE),
         )
         .map_err(failed("its port on the bridge"))?;
@@ -148,19 +152,28 @@ impl Lab {
         }
         let host = Host::new(name, addresses, &self.entered).map_err(failed("its namespace"))?;
         let uplink = interface_name(name);
-        let (router, inside) = (self.router.namespace(), host.namespace());
-        links::make_cable(router, &uplink, inside, INSIDE, None).map_err(failed("its link"))?;
+        let router = self.router.namespace();
+        let end = End {
+            namespace: router,
+            name: &uplink,
+        };
+        links::make_cable(end, inside(&host), None, None).map_err(failed("its link"))?;
         let gateways: [IpAddr; 2] = [links::UPLINK_V4.into(), links::UPLINK_V6.into()];
         let [v4, v6] = gateways;
         links::configure(router, &uplink, &[(v4, 32), (v6, 64)])
             .map_err(failed("the router's end"))?;
         let alone: Vec<_> = addresses.iter().map(|a| (*a, full_length(*a))).collect();
-        links::configure(inside, INSIDE, &alone).map_err(failed("its addresses"))?;
+        links::configure(host.namespace(), INSIDE, &alone).map_err(failed("its addresses"))?;
         for address in addresses {
             let gateway = if address.is_ipv4() { v4 } else { v6 };
             links::add_route(router, IpNet::from(*address), None, &uplink)
                 .and_then(|()| {
-                    links::add_route(inside, default_net(*address), Some(gateway), INSIDE)
+                    links::add_route(
+                        host.namespace(),
+                        default_net(*address),
+                        Some(gateway),
+                        INSIDE,
+                    )
                 })
                 .map_err(failed("its routes"))?;
         }
@@ -175,6 +188,29 @@ impl Lab {
     pub fn tap(&self, options: TapOptions) -> Result<Tap, LabError> {
         Tap::start(Arc::clone(self.node.shared_namespace()), options)
             .map_err(LabError::at("the tap on the pods' bridge"))
+    }
+
+    /// Takes a pod off the bridge for good. Its namespace goes with the last
+    /// clone of the [`Host`] and the last process in it; its address is free
+    /// for another pod.
+    ///
+    /// # Errors
+    /// [`LabError`] when the host is no pod of this lab, or was removed.
+    pub fn remove(&self, pod: &Host) -> Result<(), LabError> {
+        let port = interface_name(pod.name());
+        links::remove_cable(self.port(&port))
+            .map_err(LabError::at(&format!("pod {} leave", pod.name())))?;
+        if let Ok(mut others) = self.others.lock() {
+            others.retain(|other| other.name() != pod.name());
+        }
+        Ok(())
+    }
+
+    fn port<'a>(&'a self, name: &'a str) -> End<'a> {
+        End {
+            namespace: self.node.namespace(),
+            name,
+        }
     }
 
     fn remember(&self, host: &Host) {
@@ -223,6 +259,14 @@ impl LabError {
             part: part.clone(),
             source,
         }
+    }
+}
+
+/// The end of a cable that a host has.
+fn inside(host: &Host) -> End<'_> {
+    End {
+        namespace: host.namespace(),
+        name: INSIDE,
     }
 }
 

@@ -24,6 +24,7 @@
 
 mod command;
 mod enter;
+mod entrance;
 pub mod harness;
 mod host;
 mod lab;
@@ -35,6 +36,7 @@ mod tap;
 
 pub use command::{HostCommand, Process};
 pub use enter::{CannotRun, Entered, Privileges, enter};
+pub use entrance::{Entrance, NotAnEntrance};
 pub use host::Host;
 pub use lab::{Lab, LabError};
 pub use namespace::NetNs;

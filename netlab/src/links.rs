@@ -45,24 +45,52 @@ pub(crate) fn make_bridge(node: &NetNs, addresses: &[(IpAddr, u8)]) -> io::Resul
     })
 }
 
-/// A cable between two namespaces: `outside` in `at`, [`INSIDE`] (or
-/// `inside_name`) in `inside`.
+/// One end of a cable: an interface that is to be in a namespace.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct End<'a> {
+    /// Where it is.
+    pub(crate) namespace: &'a NetNs,
+    /// Its name there.
+    pub(crate) name: &'a str,
+}
+
+/// A cable from a host to the namespace where its other end is `at`, which
+/// becomes a port of `bridge` if there is one. The host's hardware address
+/// comes from its IP `address`, so that a new host with an old address is
+/// found at once by those who know the old one.
 pub(crate) fn make_cable(
-    at: &NetNs,
-    outside: &str,
-    inside: &NetNs,
-    inside_name: &str,
+    at: End<'_>,
+    host: End<'_>,
+    address: Option<&IpAddr>,
     bridge: Option<&str>,
 ) -> io::Result<()> {
-    in_namespace(at, async |links| {
-        links
-            .add_link(VethLink::new(outside, inside_name).peer_netns_fd(inside))
-            .await?;
-        if let Some(bridge) = bridge {
-            links.set_link_master(outside, bridge).await?;
+    in_namespace(at.namespace, async |links| {
+        let mut cable = VethLink::new(at.name, host.name).peer_netns_fd(host.namespace);
+        if let Some(address) = address {
+            cable = cable.peer_address(hardware_address(*address));
         }
-        links.set_link_up(outside).await
+        links.add_link(cable).await?;
+        if let Some(bridge) = bridge {
+            links.set_link_master(at.name, bridge).await?;
+        }
+        links.set_link_up(at.name).await
     })
+}
+
+/// Takes a cable away, both ends of it.
+pub(crate) fn remove_cable(at: End<'_>) -> io::Result<()> {
+    in_namespace(at.namespace, async |links| links.del_link(at.name).await)
+}
+
+/// A locally administered address (IEEE 802) that ends in the last four bytes
+/// of the IP address.
+fn hardware_address(address: IpAddr) -> [u8; 6] {
+    let bits = match address {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6),
+    };
+    let [.., a, b, c, d] = bits.to_be_bytes();
+    [0x02, 0x77, a, b, c, d]
 }
 
 /// Addresses for an interface, which is brought up.

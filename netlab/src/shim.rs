@@ -36,6 +36,9 @@ pub enum RunAs {
     /// where only one UID exists, `CAP_NET_ADMIN` alone, which it needs to
     /// mark its connections.
     Proxy,
+    /// A mesh proxy that marks its connections although there are several
+    /// UIDs: UID and GID 1500, and `CAP_NET_ADMIN` alone.
+    MarkingProxy,
     /// An operator's tool, which may do in its namespaces whatever the lab
     /// may: for `byrnie capture apply`.
     Operator,
@@ -111,7 +114,8 @@ impl Drop {
             (RunAs::Application { uid }, Privileges::Root) => (Some(uid), Keep::Nothing),
             (RunAs::Application { .. }, Privileges::SingleUid) => (None, Keep::Nothing),
             (RunAs::Proxy, Privileges::Root) => (Some(PROXY_UID), Keep::Nothing),
-            (RunAs::Proxy, Privileges::SingleUid) => (None, Keep::NetAdmin),
+            (RunAs::MarkingProxy, Privileges::Root) => (Some(PROXY_UID), Keep::NetAdmin),
+            (RunAs::Proxy | RunAs::MarkingProxy, Privileges::SingleUid) => (None, Keep::NetAdmin),
             (RunAs::Operator, _) => (None, Keep::Everything),
         };
         Self { uid, keep }
@@ -135,6 +139,8 @@ impl Drop {
         }
         caps::clear(None, CapSet::Ambient).map_err(failed("ambient set"))?;
         if let Some(uid) = self.uid {
+            // Else the change of UID takes what is to be kept, too.
+            prctl::set_keepcaps(!kept.is_empty()).map_err(|errno| format!("keepcaps: {errno}"))?;
             switch_user(uid).map_err(|errno| format!("switching to UID {uid}: {errno}"))?;
         }
         for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
@@ -197,6 +203,7 @@ mod tests {
         for run_as in [
             RunAs::Application { uid: 33 },
             RunAs::Proxy,
+            RunAs::MarkingProxy,
             RunAs::Operator,
         ] {
             for privileges in [Privileges::Root, Privileges::SingleUid] {

@@ -13,6 +13,9 @@ use byrnie_netlab::{Entered, Host, Lab, Privileges, RunAs, TapOptions};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// `CAP_NET_ADMIN`, bit 12 (capabilities(7)), as `/proc` writes it.
+const NET_ADMIN: &str = "0000000000001000";
+
 macro_rules! scenarios {
     ($($name:ident),* $(,)?) => {
         &[$(Scenario { name: stringify!($name), run: $name }),*]
@@ -37,6 +40,10 @@ fn main() -> ExitCode {
         killing_the_outer_process_leaves_nothing,
         the_exit_code_and_signals_pass_through,
         the_enter_hint_enters,
+        another_process_enters_through_the_entrance,
+        a_program_in_a_private_directory_can_be_run_by_another_uid,
+        a_new_pod_with_an_old_address_is_found_at_once,
+        a_refusal_of_the_kernel_names_the_sysctl,
     ];
     let roles = [
         Role {
@@ -50,6 +57,14 @@ fn main() -> ExitCode {
         Role {
             name: "exit",
             run: exit_with,
+        },
+        Role {
+            name: "through",
+            run: through,
+        },
+        Role {
+            name: "refused",
+            run: refused,
         },
     ];
     harness::main(scenarios, &roles)
@@ -140,14 +155,16 @@ fn an_application_has_no_capability_and_cannot_get_one(entered: &Entered) -> Ver
 fn a_proxy_has_its_own_uid_or_net_admin_alone(entered: &Entered) -> Verdict {
     let lab = Lab::new(entered, "proxy").unwrap();
     let status = status_as(&lab, RunAs::Proxy);
-    // CAP_NET_ADMIN is bit 12 (capabilities(7)).
     let (uid, caps) = match lab.privileges() {
         Privileges::Root => ("1500", "0000000000000000"),
-        Privileges::SingleUid => ("0", "0000000000001000"),
+        Privileges::SingleUid => ("0", NET_ADMIN),
     };
     assert_eq!(status.field("Uid").split_whitespace().next(), Some(uid));
+    let marking = status_as(&lab, RunAs::MarkingProxy);
+    assert_eq!(marking.field("Uid"), status.field("Uid"));
     for set in ["CapPrm", "CapEff", "CapBnd"] {
         assert_eq!(status.field(set), caps, "{set}");
+        assert_eq!(marking.field(set), NET_ADMIN, "{set}");
     }
     assert_eq!(status.field("NoNewPrivs"), "1");
     Verdict::Passed
@@ -359,7 +376,8 @@ fn the_enter_hint_enters(entered: &Entered) -> Verdict {
             0
         );
     }
-    let (namespace, hint) = line.trim().split_once(' ').unwrap();
+    let (namespace, rest) = line.trim().split_once(' ').unwrap();
+    let (_, hint) = rest.split_once(' ').unwrap();
     // The hint is for the outside of that lab, which this process is.
     let words: Vec<&str> = hint.split_whitespace().collect();
     let entered = Command::new(words[0])
@@ -373,6 +391,87 @@ fn the_enter_hint_enters(entered: &Entered) -> Verdict {
         namespace,
         "{said}"
     );
+    Verdict::Passed
+}
+
+fn another_process_enters_through_the_entrance(entered: &Entered) -> Verdict {
+    let lab = Lab::new(entered, "entrance").unwrap();
+    let word = "linger-for-the-entrance-test";
+    let mut inner = nested(&lab, &["linger", word])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = std::io::BufReader::new(inner.child().stdout.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
+    let (namespace, entrance) = (line.split(' ').next(), line.split(' ').nth(1));
+    let seen = Command::new(std::env::current_exe().unwrap())
+        .args(["role", "through", entrance.unwrap()])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&seen.stdout).into_owned();
+    let said = String::from_utf8_lossy(&seen.stderr).into_owned();
+    assert_eq!(text.lines().next(), namespace, "{said}");
+    assert_eq!(text.lines().nth(1), Some("192.0.2.1 shown"), "{said}");
+
+    let mut left = Command::new(std::env::current_exe().unwrap())
+        .args(["role", "through", entrance.unwrap(), "3600.0002"])
+        .spawn()
+        .unwrap();
+    wait_until("the command runs", || running("3600.0002").len() >= 2);
+    inner.kill();
+    wait_until("it is dead with the lab", || {
+        running("3600.0002").is_empty()
+    });
+    left.wait().unwrap();
+    Verdict::Passed
+}
+
+fn a_program_in_a_private_directory_can_be_run_by_another_uid(entered: &Entered) -> Verdict {
+    let lab = Lab::new(entered, "private").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("echo");
+    std::fs::copy("/bin/echo", &program).unwrap();
+    let output = lab.node().command(&program).arg("hello").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\n");
+    Verdict::Passed
+}
+
+fn a_new_pod_with_an_old_address_is_found_at_once(entered: &Entered) -> Verdict {
+    let lab = Lab::new(entered, "again").unwrap();
+    let (a, b) = two_pods(&lab);
+    let addresses = b.addresses().to_vec();
+    for address in &addresses {
+        ask(&a, serve(&b, *address, 80));
+    }
+    lab.remove(&b).unwrap();
+    assert!(lab.remove(&b).is_err());
+    let new = lab.pod("new", &addresses, &[]).unwrap();
+    for address in &addresses {
+        assert_eq!(
+            ask(&a, serve(&new, *address, 80)),
+            a.addresses_of_family(*address)
+        );
+    }
+    Verdict::Passed
+}
+
+fn a_refusal_of_the_kernel_names_the_sysctl(entered: &Entered) -> Verdict {
+    let lab = Lab::new(entered, "refusal").unwrap();
+    let output = lab
+        .node()
+        .command(std::env::current_exe().unwrap())
+        .args(["role", "refused"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("make a user and a PID namespace"), "{said}");
+    assert!(
+        said.contains("sysctl -w user.max_user_namespaces="),
+        "{said}"
+    );
+    assert!(said.contains("with root"), "{said}");
     Verdict::Passed
 }
 
@@ -512,8 +611,9 @@ fn linger(_: &[String]) -> ExitCode {
         .run(|| std::fs::read_link("/proc/thread-self/ns/net"))
         .unwrap();
     println!(
-        "{} {}",
+        "{} {} {}",
         namespace.unwrap().display(),
+        lab.node().entrance().unwrap(),
         lab.node().enter_hint()
     );
     std::thread::sleep(Duration::from_secs(600));
@@ -521,6 +621,46 @@ fn linger(_: &[String]) -> ExitCode {
 }
 
 fn exit_with(args: &[String]) -> ExitCode {
+    match byrnie_netlab::enter() {
+        Ok(_) => ExitCode::from(args[0].parse::<u8>().unwrap()),
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::from(3)
+        }
+    }
+}
+
+/// Enters a lab of another process; shows where it is, or sleeps there.
+fn through(args: &[String]) -> ExitCode {
+    let entrance: byrnie_netlab::Entrance = args[0].parse().unwrap();
+    entrance
+        .enter(&[("/etc/hosts".into(), "192.0.2.1 shown\n".into())])
+        .unwrap();
+    let mut command = match args.get(1) {
+        Some(time) => {
+            let mut sleep = Command::new("/bin/sleep");
+            sleep.arg(time);
+            sleep
+        }
+        None => {
+            let mut shell = Command::new("/bin/sh");
+            shell.args(["-c", "readlink /proc/self/ns/net; cat /etc/hosts"]);
+            shell
+        }
+    };
+    command.status().unwrap();
+    ExitCode::SUCCESS
+}
+
+/// Makes a user namespace of its own in which no further one may be made,
+/// and tries to make one.
+fn refused(_: &[String]) -> ExitCode {
     byrnie_netlab::enter().unwrap();
-    ExitCode::from(args[0].parse::<u8>().unwrap())
+    std::fs::write("/proc/sys/user/max_user_namespaces", "0").unwrap();
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["role", "exit", "0"])
+        .env_remove("BYRNIE_NETLAB_STAGE")
+        .status()
+        .unwrap();
+    ExitCode::from(u8::try_from(status.code().unwrap()).unwrap())
 }
