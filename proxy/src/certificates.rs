@@ -246,7 +246,7 @@ impl Certificates {
     }
 
     /// Takes an SVID that has just been verified.
-    fn take(&self, svid: Svid) -> Result<Arc<Generation>, TlsError> {
+    pub(crate) fn take(&self, svid: Svid) -> Result<Arc<Generation>, TlsError> {
         let generation = self.hold(svid, self.0.clock.wall())?;
         self.bump();
         Ok(generation)

@@ -56,7 +56,7 @@ pub(crate) async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketA
     }
 }
 
-async fn handle(shared: Arc<Shared>, stream: TcpStream, source: SocketAddr) {
+pub(crate) async fn handle(shared: Arc<Shared>, stream: TcpStream, source: SocketAddr) {
     let dialled = match original_dst(&stream) {
         Ok(dialled) if dialled.0.port() != shared.config.listen.inbound_port && is_own_address(dialled.0.ip()) => dialled,
         other => {

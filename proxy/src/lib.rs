@@ -21,3 +21,5 @@ pub mod telemetry;
 pub mod readiness;
 pub mod admin;
 pub mod run;
+#[cfg(test)]
+mod test_support;

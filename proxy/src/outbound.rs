@@ -31,7 +31,7 @@ pub async fn serve(shared: Arc<Shared>, worker: Arc<Worker>, listener: TcpListen
     }
 }
 
-async fn handle(shared: Arc<Shared>, worker: Arc<Worker>, stream: TcpStream, source: SocketAddr) {
+pub(crate) async fn handle(shared: Arc<Shared>, worker: Arc<Worker>, stream: TcpStream, source: SocketAddr) {
     let dialled = match original_dst(&stream) {
         Ok(dialled) if is_canary(dialled) => return shared.readiness.answer_canary(stream, dialled).await,
         Ok(dialled) if dialled.0 != stream.local_addr().unwrap_or(dialled.0) => dialled,

@@ -33,6 +33,15 @@ impl End {
             End::Cut(cut) => cut.cause,
         }
     }
+
+    /// The sentence for the log; `None` where the label says it all.
+    pub(crate) fn detail(&self) -> Option<String> {
+        match self {
+            End::Clean => None,
+            End::Broken(error) => Some(error.to_string()),
+            End::Cut(cut) => Some(cut.reason.clone()),
+        }
+    }
 }
 
 /// What moved, in bytes, seen from the application's side, and how it ended.

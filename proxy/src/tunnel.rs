@@ -267,3 +267,6 @@ enum Heard {
     /// The peer ended TLS.
     Closed,
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use crate::limits::{HANDSHAKES, HANDSHAKES_PER_SOURCE, INBOUND_PER_PEER};
 
 /// The bounds of one process.
 #[derive(Clone, Default)]
-pub struct Gate(Arc<Mutex<Counts>>);
+pub(crate) struct Gate(Arc<Mutex<Counts>>);
 
 #[derive(Default)]
 struct Counts {
@@ -35,11 +35,6 @@ pub(crate) struct Held {
 }
 
 impl Gate {
-    /// No handshakes yet.
-    pub fn new() -> Gate {
-        Gate::default()
-    }
-
     /// Counts a handshake of `source`. Over a bound, the oldest handshake of this source, or of the one that has the
     /// most, is told to end.
     pub(crate) fn enter(&self, source: IpAddr) -> Entered {
@@ -132,7 +127,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_source_over_its_bound_loses_its_own_oldest_handshake() {
-        let gate = Gate::new();
+        let gate = Gate::default();
         let flood: Vec<Entered> = (0..=HANDSHAKES_PER_SOURCE).map(|_| gate.enter([10, 0, 0, 1].into())).collect();
         let other = gate.enter([10, 0, 0, 2].into());
         assert!(is_evicted(&flood[0]).await);
@@ -142,7 +137,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn when_all_is_full_the_heaviest_source_makes_room() {
-        let gate = Gate::new();
+        let gate = Gate::default();
         let quiet = gate.enter([10, 0, 1, 1].into());
         let flood: Vec<Entered> = (0..5u8)
             .flat_map(|source| std::iter::repeat_n(source, HANDSHAKES_PER_SOURCE - 1))
@@ -161,7 +156,7 @@ mod tests {
 
     #[test]
     fn one_peer_can_not_take_every_tunnel() {
-        let gate = Gate::new();
+        let gate = Gate::default();
         let peer: SpiffeId = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();
         let held: Vec<Held> = (0..INBOUND_PER_PEER).map(|_| gate.admit_peer(&peer).unwrap()).collect();
         assert!(gate.admit_peer(&peer).is_none());

@@ -97,6 +97,7 @@ impl Inbound {
             sockets::reset_on_close(&application);
             sockets::reset_on_close(&stream);
         }
+        connection.detail(moved.end.detail());
         // Counted as the client sees them.
         connection.finish(moved.received + read.len() as u64, moved.sent, moved.end.label());
     }

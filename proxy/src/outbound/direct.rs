@@ -102,7 +102,7 @@ impl Outbound {
     }
 
     /// Moves the bytes as they are, beginning with what an attempt at another endpoint has read already.
-    async fn carry(&self, connection: Connection, other: TcpStream, registered: &Registered<'_>, early: &mut Early) {
+    async fn carry(&self, mut connection: Connection, other: TcpStream, registered: &Registered<'_>, early: &mut Early) {
         let already = std::mem::take(&mut early.bytes);
         let moved = match passthrough::write_all(&other, &already).await {
             Ok(()) => passthrough::relay(&self.application, &other, registered).await,
@@ -112,6 +112,7 @@ impl Outbound {
             sockets::reset_on_close(&self.application);
             sockets::reset_on_close(&other);
         }
+        connection.detail(moved.end.detail());
         connection.finish(moved.sent + already.len() as u64, moved.received, moved.end.label());
     }
 }

@@ -43,6 +43,7 @@ struct Facts {
     tls: Option<Arc<TlsFacts>>,
     correlation_id: Option<Box<str>>,
     reused: Option<bool>,
+    detail: Option<String>,
 }
 
 /// How the connection was carried between the pods.
@@ -133,6 +134,11 @@ impl Connection {
     /// Whether the tunnel had carried a stream before.
     pub fn reused(&mut self, reused: bool) {
         self.facts.reused = Some(reused);
+    }
+
+    /// Why the connection is about to end as it does, for the access log.
+    pub fn detail(&mut self, detail: Option<String>) {
+        self.facts.detail = detail;
     }
 
     /// The connection was refused. `cause` is a label of a closed set; it becomes a metric's label.
@@ -266,7 +272,7 @@ impl Connection {
             end,
             policy_rule: facts.rule.as_deref(),
             refusal_cause: refused.map(|(cause, _)| cause),
-            error: refused.map(|(_, reason)| reason),
+            error: refused.map(|(_, reason)| reason).or(facts.detail.as_deref()),
             correlation_id: facts.correlation_id.as_deref(),
         }
     }

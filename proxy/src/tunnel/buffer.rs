@@ -72,6 +72,11 @@ impl Buffer {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.data.capacity()
+    }
+
     fn compact(&mut self) {
         if self.start > 0 {
             self.data.drain(..self.start);

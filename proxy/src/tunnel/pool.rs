@@ -191,3 +191,11 @@ pub async fn supervise(shared: Arc<Shared>, worker: Arc<Worker>) {
     }
 }
 
+
+/// Bytes of the future that watches an idle tunnel.
+#[cfg(test)]
+pub(crate) fn watch_size(worker: &Arc<Worker>, shared: &Arc<Shared>, address: SocketAddr, tunnel: Box<Tunnel>) -> usize {
+    let key = Key { address, expected: tunnel.peer().id().clone(), generation: 0 };
+    let idle = Arc::new(Idle { tunnel: Mutex::new(Some(tunnel)), watcher: Mutex::new(None) });
+    std::mem::size_of_val(&watch(worker.clone(), shared.clone(), key, idle))
+}

@@ -48,6 +48,16 @@ impl End {
         }
     }
 
+    /// The sentence for the log; `None` where the label says it all.
+    pub(crate) fn detail(&self) -> Option<String> {
+        match self {
+            End::Clean | End::ResetByPeer(_) => None,
+            End::Application(error) => Some(error.to_string()),
+            End::Tunnel(error) => Some(error.to_string()),
+            End::Cut(cut) => Some(cut.reason.clone()),
+        }
+    }
+
     /// What the peer has to be told, where the tunnel still takes it.
     pub(crate) fn reset_code(&self) -> Option<ResetCode> {
         match self {
@@ -141,7 +151,9 @@ impl<'a> Relay<'a> {
 
     /// Moves bytes until the stream has ended.
     pub(crate) async fn run(&mut self) -> End {
-        std::future::poll_fn(|cx| self.poll(cx)).await
+        let end = std::future::poll_fn(|cx| self.poll(cx)).await;
+        self.tunnel.tls.release();
+        end
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {

@@ -139,6 +139,7 @@ async fn serve_stream(
     if !matches!(end, End::Clean) {
         sockets::reset_on_close(&application);
     }
+    connection.detail(end.detail());
     // Counted as the client sees them.
     connection.finish(received, sent, end.label());
     match end {

@@ -24,7 +24,7 @@ const RECORD_OVERHEAD: usize = 5 + 1 + 16;
 
 /// Why a TLS connection is over.
 #[derive(Debug, Error)]
-pub enum TlsError {
+pub(crate) enum TlsError {
     /// The TCP connection failed.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -93,10 +93,6 @@ impl Tls {
         }
     }
 
-    pub(crate) fn io(&self) -> &TcpStream {
-        &self.io
-    }
-
     pub(crate) fn peer_end(&self) -> PeerEnd {
         self.peer_end
     }
@@ -106,9 +102,18 @@ impl Tls {
         self.outgoing.is_empty()
     }
 
-    /// Whether there is plaintext that nobody has taken.
-    pub(crate) fn has_plaintext(&self) -> bool {
-        !self.plaintext.is_empty()
+    /// Gives back the memory of empty buffers, for a connection that will be quiet now.
+    pub(crate) fn release(&mut self) {
+        self.incoming.release();
+        self.plaintext.release();
+        self.outgoing.release();
+        self.read_size = BUFFER_MIN;
+    }
+
+    /// Bytes of memory that the buffers hold.
+    #[cfg(test)]
+    pub(crate) fn buffered(&self) -> usize {
+        self.incoming.capacity() + self.plaintext.capacity() + self.outgoing.capacity()
     }
 
     pub(crate) fn facts<R>(&self, read: impl FnOnce(&rustls::CommonState) -> R) -> R {
