@@ -39,6 +39,18 @@ pub struct Role {
     pub run: fn(&[String]) -> ExitCode,
 }
 
+/// The scenarios of a test program, by module: `scenarios![reach: [one, two],
+/// wire: [three]]` is a slice of [`Scenario`] for [`main`].
+#[macro_export]
+macro_rules! scenarios {
+    ($($module:ident: [$($name:ident),* $(,)?]),* $(,)?) => {
+        &[$($($crate::harness::Scenario {
+            name: stringify!($name),
+            run: $module::$name,
+        }),*),*]
+    };
+}
+
 /// Runs the scenarios whose name contains one of the arguments (all, without
 /// arguments), `--test-threads N` at a time (by default, as many as there are
 /// processors). Understands `--list`, `--exact` and `--skip` as the standard
