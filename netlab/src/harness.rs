@@ -2,11 +2,10 @@
 //! threads before a test may make namespaces, so such a test has
 //! `harness = false` and calls [`main`].
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{Entered, enter, shim};
 
@@ -59,6 +58,31 @@ macro_rules! scenarios {
 /// Where the kernel does not allow a lab, it says so in one line per scenario
 /// and succeeds; with `BYRNIE_REQUIRE_LAB` in the environment, it fails.
 pub fn main(scenarios: &[Scenario], roles: &[Role]) -> ExitCode {
+    main_with(scenarios, roles, &Settings::default())
+}
+
+/// What a test program may choose.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Scenarios at a time, where no argument says otherwise.
+    pub threads: usize,
+    /// Runs inside, before the first scenario; returns what runs after the
+    /// last one, which returns everything that is wrong then, one line each.
+    pub around: fn() -> Box<dyn FnOnce() -> Vec<String>>,
+}
+
+impl Default for Settings {
+    /// As many at a time as there are processors, and nothing around them.
+    fn default() -> Self {
+        Self {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            around: || Box::new(Vec::new),
+        }
+    }
+}
+
+/// As [`main`], with choices.
+pub fn main_with(scenarios: &[Scenario], roles: &[Role], settings: &Settings) -> ExitCode {
     shim::maybe_run();
     let args: Vec<String> = std::env::args().skip(1).collect();
     if let [word, name, rest @ ..] = args.as_slice()
@@ -67,7 +91,7 @@ pub fn main(scenarios: &[Scenario], roles: &[Role]) -> ExitCode {
         let role = roles.iter().find(|role| role.name == name);
         return role.map_or(ExitCode::from(64), |role| (role.run)(rest));
     }
-    let options = Options::parse(&args);
+    let options = Options::parse(&args, settings.threads);
     let chosen: Vec<Scenario> = scenarios
         .iter()
         .filter(|scenario| options.wants(scenario.name))
@@ -80,12 +104,12 @@ pub fn main(scenarios: &[Scenario], roles: &[Role]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match enter() {
-        Ok(entered) => run_all(&entered, &chosen, options.threads),
+        Ok(entered) => run_all(&entered, &chosen, options.threads, settings),
         Err(reason) => {
             for scenario in &chosen {
                 println!("test {} ... not run", scenario.name);
             }
-            println!("\n{} not run: {reason}", chosen.len());
+            println!("\nnot run: {reason}\n0 passed, 0 failed, {} skipped", chosen.len());
             if std::env::var_os("BYRNIE_REQUIRE_LAB").is_some() {
                 ExitCode::FAILURE
             } else {
@@ -95,62 +119,80 @@ pub fn main(scenarios: &[Scenario], roles: &[Role]) -> ExitCode {
     }
 }
 
-fn run_all(entered: &Entered, scenarios: &[Scenario], threads: usize) -> ExitCode {
+fn run_all(
+    entered: &Entered,
+    scenarios: &[Scenario],
+    threads: usize,
+    settings: &Settings,
+) -> ExitCode {
     println!(
         "\nrunning {} scenarios ({:?})",
         scenarios.len(),
         entered.privileges()
     );
     let started = Instant::now();
+    let afterwards = (settings.around)();
     let next = AtomicUsize::new(0);
     let tally = Mutex::new(Tally::default());
     std::thread::scope(|scope| {
         for _ in 0..threads.clamp(1, scenarios.len().max(1)) {
             scope.spawn(|| {
                 while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = catch_unwind(AssertUnwindSafe(|| (scenario.run)(entered)));
+                    let (begun, outcome) = (Instant::now(), run_one(entered, scenario));
                     if let Ok(mut tally) = tally.lock() {
-                        tally.record(scenario.name, outcome.ok());
+                        tally.record(scenario.name, outcome, begun.elapsed());
                     }
                 }
             });
         }
     });
-    let tally = tally.into_inner().unwrap_or_default();
-    println!(
-        "\n{} passed, {} failed, {} not run, in {:.2} s",
-        tally.passed,
-        tally.failed.len(),
-        tally.not_run,
-        started.elapsed().as_secs_f64()
-    );
+    let mut tally = tally.into_inner().unwrap_or_default();
+    tally.failed.extend(afterwards());
+    println!("\nran for {:.1} s", started.elapsed().as_secs_f64());
     for name in &tally.failed {
         println!("failed: {name}");
     }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed,
+        tally.failed.len(),
+        tally.not_run
+    );
     ExitCode::from(u8::from(!tally.failed.is_empty()))
+}
+
+/// Runs a scenario on a thread that is called after it, so that the message
+/// of a panic says whose it is.
+fn run_one(entered: &Entered, scenario: &Scenario) -> Option<Verdict> {
+    let thread = std::thread::Builder::new().name(scenario.name.to_owned());
+    std::thread::scope(|scope| {
+        let running = thread.spawn_scoped(scope, || (scenario.run)(entered)).ok()?;
+        running.join().ok()
+    })
 }
 
 #[derive(Debug, Default)]
 struct Tally {
     passed: usize,
     not_run: usize,
-    failed: Vec<&'static str>,
+    failed: Vec<String>,
 }
 
 impl Tally {
-    fn record(&mut self, name: &'static str, outcome: Option<Verdict>) {
+    fn record(&mut self, name: &'static str, outcome: Option<Verdict>, took: Duration) {
+        let seconds = took.as_secs_f64();
         match outcome {
             Some(Verdict::Passed) => {
                 self.passed += 1;
-                println!("test {name} ... ok");
+                println!("test {name} ... ok ({seconds:.1} s)");
             }
             Some(Verdict::NotRun(reason)) => {
                 self.not_run += 1;
                 println!("test {name} ... not run: {reason}");
             }
             None => {
-                self.failed.push(name);
-                println!("test {name} ... FAILED");
+                self.failed.push(name.to_owned());
+                println!("test {name} ... FAILED ({seconds:.1} s)");
             }
         }
     }
@@ -166,13 +208,13 @@ struct Options {
 }
 
 impl Options {
-    fn parse(args: &[String]) -> Self {
+    fn parse(args: &[String], threads: usize) -> Self {
         let mut options = Self {
             filters: Vec::new(),
             skipped: Vec::new(),
             exact: false,
             list: false,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads,
         };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
@@ -220,7 +262,7 @@ mod tests {
 
     fn options(line: &str) -> Options {
         let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        Options::parse(&args)
+        Options::parse(&args, 2)
     }
 
     #[test]
