@@ -100,10 +100,10 @@ impl Hub {
             .or_insert_with(|| Subscribed { subscribers: HashMap::new(), answers: HashMap::new() });
         subscribed.subscribers.insert(inbox.id, inbox.clone());
         let key = answer_key(&**view, name, &inbox.viewer);
-        if !subscribed.answers.contains_key(&key) {
-            let answer = Answer::new(name, view.answer(name, &inbox.viewer), version);
-            subscribed.answers.insert(key, answer);
-        }
+        subscribed
+            .answers
+            .entry(key)
+            .or_insert_with(|| Answer::of(content(name, view.answer(name, &inbox.viewer)), version));
     }
 
     fn unsubscribe(&self, name: &str, inbox: &Inbox) {
@@ -163,10 +163,6 @@ impl Subscribed {
 }
 
 impl Answer {
-    fn new(name: &str, body: Body, version: &mut u64) -> Self {
-        Self::of(content(name, body), version)
-    }
-
     /// Protobuf fields may stand in any order: the version goes behind the rest (Protocol Buffers, "Encoding").
     fn of(content: Bytes, version: &mut u64) -> Self {
         *version = version.wrapping_add(1);

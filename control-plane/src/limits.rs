@@ -27,6 +27,10 @@ pub const TLS_HANDSHAKE: Duration = Duration::from_secs(5);
 pub const TLS_HANDSHAKES: usize = 512;
 /// Handshakes at once from one address.
 pub const TLS_HANDSHAKES_PER_ADDRESS: usize = 64;
+/// Open connections; one proxy holds one, and a second while it renews.
+pub const CONNECTIONS: usize = 16_384;
+/// A connection without a client certificate has this long for its one Certify.
+pub const ANONYMOUS: Duration = Duration::from_secs(30);
 /// HTTP/2 PING interval and the wait for its answer: finds dead proxies.
 pub const H2_KEEPALIVE: Duration = Duration::from_secs(10);
 /// See [`H2_KEEPALIVE`].

@@ -35,7 +35,6 @@ pub struct Model {
     pods: BTreeMap<String, Arc<PodFacts>>,
     by_uid: HashMap<Arc<str>, Arc<PodFacts>>,
     by_address: HashMap<IpAddr, Arc<PodFacts>>,
-    services: Vec<Arc<ServiceFacts>>,
     by_cluster_ip: HashMap<IpAddr, Arc<ServiceFacts>>,
     /// Services whose members include the pod with this UID.
     services_of: HashMap<Arc<str>, Vec<Arc<ServiceFacts>>>,
@@ -260,10 +259,9 @@ impl<'a> Builder<'a> {
             service.members = selected.map(|pod| Member::selected(pod, service.publish_not_ready)).collect();
         }
         self.take_slices(&by_address);
-        let services: Vec<Arc<ServiceFacts>> = std::mem::take(&mut self.services).into_values().map(Arc::new).collect();
         let mut by_cluster_ip: HashMap<IpAddr, Arc<ServiceFacts>> = HashMap::new();
         let mut services_of: HashMap<Arc<str>, Vec<Arc<ServiceFacts>>> = HashMap::new();
-        for service in &services {
+        for service in std::mem::take(&mut self.services).into_values().map(Arc::new) {
             for address in &service.cluster_ips {
                 if let Some(owner) = by_cluster_ip.get(address) {
                     let message = format!("spec.clusterIP: {address} is also the address of Service {}, which has it", owner.place);
@@ -281,7 +279,7 @@ impl<'a> Builder<'a> {
             }
         }
         let by_uid = pods.values().map(|pod| (pod.uid.clone(), pod.clone())).collect();
-        Model { settings: self.settings, statuses: self.statuses, pods, by_uid, by_address, services, by_cluster_ip, services_of }
+        Model { settings: self.settings, statuses: self.statuses, pods, by_uid, by_address, by_cluster_ip, services_of }
     }
 
     fn take_slices(&mut self, by_address: &HashMap<IpAddr, Arc<PodFacts>>) {

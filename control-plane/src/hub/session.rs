@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
+use byrnie_proto::mesh::v1::resource::Body;
 use tokio::sync::Notify;
 
 use super::Hub;
@@ -15,7 +16,7 @@ use crate::limits;
 pub struct Session {
     hub: Arc<Hub>,
     inbox: Arc<Inbox>,
-    names: HashSet<Arc<str>>,
+    names: Mutex<HashSet<Arc<str>>>,
 }
 
 /// What the hub marks.
@@ -23,6 +24,8 @@ pub(super) struct Inbox {
     pub(super) id: u64,
     pub(super) viewer: Arc<str>,
     changed: Mutex<BTreeSet<Arc<str>>>,
+    /// Answers to names that could not be subscribed to.
+    refused: Mutex<Vec<Bytes>>,
     wake: Notify,
 }
 
@@ -33,30 +36,41 @@ pub struct TooManySubscriptions;
 
 impl Session {
     pub(super) fn new(hub: Arc<Hub>, id: u64, viewer: Arc<str>) -> Self {
-        let inbox = Inbox { id, viewer, changed: Mutex::default(), wake: Notify::new() };
-        Self { hub, inbox: Arc::new(inbox), names: HashSet::new() }
+        let inbox = Inbox { id, viewer, changed: Mutex::default(), refused: Mutex::default(), wake: Notify::new() };
+        Self { hub, inbox: Arc::new(inbox), names: Mutex::default() }
     }
 
     /// Subscribes; the present answer comes first, also to who had subscribed before.
     ///
     /// # Errors
     /// [`TooManySubscriptions`].
-    pub fn subscribe(&mut self, name: &str) -> Result<(), TooManySubscriptions> {
-        if self.names.len() >= limits::SUBSCRIPTIONS && !self.names.contains(name) {
+    pub fn subscribe(&self, name: &str) -> Result<(), TooManySubscriptions> {
+        let mut names = self.names();
+        if names.len() >= limits::SUBSCRIPTIONS && !names.contains(name) {
             return Err(TooManySubscriptions);
         }
         let name: Arc<str> = name.into();
         self.hub.subscribe(&name, &self.inbox);
         self.inbox.mark(&name);
-        self.names.insert(name);
+        names.insert(name);
         Ok(())
     }
 
     /// Ends a subscription; unknown names are fine.
-    pub fn unsubscribe(&mut self, name: &str) {
-        if self.names.remove(name) {
+    pub fn unsubscribe(&self, name: &str) {
+        if self.names().remove(name) {
             self.hub.unsubscribe(name, &self.inbox);
         }
+    }
+
+    /// Answers a name with an error, without a subscription. Whoever does not read gets no more of them than fit
+    /// into one response.
+    pub fn refuse(&self, name: &str, reason: String) {
+        let mut refused = self.inbox.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() < limits::RESOURCES_PER_RESPONSE {
+            refused.push(super::Answer::of(super::content(name, Body::Error(reason)), &mut 0).field);
+        }
+        self.inbox.wake.notify_one();
     }
 
     /// Waits for changes, and gives them as `WatchResponse.resources` fields, a bounded number at once.
@@ -65,21 +79,25 @@ impl Session {
         loop {
             let woken = self.inbox.wake.notified();
             let names = self.inbox.take();
-            if !names.is_empty() {
-                let fields = self.hub.fetch(&names, &self.inbox.viewer);
-                if !fields.is_empty() {
-                    return fields;
-                }
-                continue;
+            let mut fields = std::mem::take(&mut *self.inbox.refused.lock().unwrap_or_else(PoisonError::into_inner));
+            fields.extend(self.hub.fetch(&names, &self.inbox.viewer));
+            if !fields.is_empty() {
+                return fields;
             }
-            woken.await;
+            if names.is_empty() {
+                woken.await;
+            }
         }
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashSet<Arc<str>>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        for name in &self.names {
+        for name in self.names().iter() {
             self.hub.unsubscribe(name, &self.inbox);
         }
     }

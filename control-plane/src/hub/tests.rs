@@ -38,7 +38,7 @@ async fn is_quiet(session: &Session) -> bool {
 #[tokio::test]
 async fn a_subscriber_gets_the_present_answer_and_then_changes_only() {
     let hub = Hub::new(view(&[("a", "1"), ("b", "1")]), SystemTime::UNIX_EPOCH);
-    let mut session = hub.join("u1".into());
+    let session = hub.join("u1".into());
     session.subscribe("a").unwrap();
     let first = told(&session).await;
     assert_eq!((first[0].0.as_str(), first[0].1.as_str()), ("a", "1"));
@@ -55,7 +55,7 @@ async fn a_subscriber_gets_the_present_answer_and_then_changes_only() {
 #[tokio::test]
 async fn changes_that_come_faster_than_they_are_taken_become_one() {
     let hub = Hub::new(view(&[("a", "1")]), SystemTime::UNIX_EPOCH);
-    let mut session = hub.join("u1".into());
+    let session = hub.join("u1".into());
     session.subscribe("a").unwrap();
     for text in ["2", "3", "4"] {
         hub.publish(view(&[("a", text)]));
@@ -67,14 +67,14 @@ async fn changes_that_come_faster_than_they_are_taken_become_one() {
 #[tokio::test]
 async fn personal_answers_differ_and_shared_ones_share_their_bytes() {
     let hub = Hub::new(view(&[("a", "x"), ("self", "s")]), SystemTime::UNIX_EPOCH);
-    let (mut one, mut two) = (hub.join("u1".into()), hub.join("u2".into()));
-    for session in [&mut one, &mut two] {
+    let (one, two) = (hub.join("u1".into()), hub.join("u2".into()));
+    for session in [&one, &two] {
         session.subscribe("a").unwrap();
     }
     let (first, second) = (one.next().await, two.next().await);
     assert_eq!(first[0].as_ptr(), second[0].as_ptr());
 
-    for session in [&mut one, &mut two] {
+    for session in [&one, &two] {
         session.subscribe("self").unwrap();
     }
     assert_eq!(told(&one).await[0].1, "u1:s");
@@ -86,7 +86,7 @@ async fn personal_answers_differ_and_shared_ones_share_their_bytes() {
 #[tokio::test]
 async fn whoever_leaves_or_unsubscribes_is_forgotten() {
     let hub = Hub::new(view(&[("a", "1"), ("b", "1")]), SystemTime::UNIX_EPOCH);
-    let mut session = hub.join("u1".into());
+    let session = hub.join("u1".into());
     session.subscribe("a").unwrap();
     session.subscribe("b").unwrap();
     session.next().await;
@@ -102,7 +102,7 @@ async fn whoever_leaves_or_unsubscribes_is_forgotten() {
 #[tokio::test]
 async fn subscriptions_are_bounded() {
     let hub = Hub::new(view(&[]), SystemTime::UNIX_EPOCH);
-    let mut session = hub.join("u1".into());
+    let session = hub.join("u1".into());
     for index in 0..crate::limits::SUBSCRIPTIONS {
         session.subscribe(&format!("n{index}")).unwrap();
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    future::Future,
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
@@ -11,17 +12,18 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use byrnie_identity::{PeerIdentity, SvidVerifier, tls};
+use byrnie_identity::{PeerIdentity, VerifyError, tls};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Sleep,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
-use crate::limits;
+use crate::{limits, plane::Plane};
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone)]
@@ -36,20 +38,25 @@ pub(crate) struct Caller {
 pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
     caller: Caller,
+    /// Who has proved nothing has time for one Certify.
+    until: Option<Pin<Box<Sleep>>>,
+    _place: OwnedSemaphorePermit,
 }
 
 /// Makes [`Connection`]s of what a listener accepts.
 pub(super) struct Acceptor {
-    pub(super) config: Arc<ArcSwap<ServerConfig>>,
-    pub(super) verifier: Arc<SvidVerifier>,
+    config: Arc<ArcSwap<ServerConfig>>,
+    plane: Arc<Plane>,
+    connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     per_address: Arc<PerAddress>,
 }
 
 impl Acceptor {
-    pub(super) fn new(config: Arc<ArcSwap<ServerConfig>>, verifier: Arc<SvidVerifier>) -> Self {
+    pub(super) fn new(config: Arc<ArcSwap<ServerConfig>>, plane: Arc<Plane>) -> Self {
+        let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
         let handshakes = Arc::new(Semaphore::new(limits::TLS_HANDSHAKES));
-        Self { config, verifier, handshakes, per_address: Arc::default() }
+        Self { config, plane, connections, handshakes, per_address: Arc::default() }
     }
 
     /// Accepts until the receiver is dropped. Nothing that a peer does ends it.
@@ -71,6 +78,10 @@ impl Acceptor {
     }
 
     fn begin(self: &Arc<Self>, stream: TcpStream, address: SocketAddr, ready: &mpsc::Sender<io::Result<Connection>>) {
+        let Ok(place) = self.connections.clone().try_acquire_owned() else {
+            tracing::warn!(peer.address = %address, cause = "overloaded", "connection refused: too many connections");
+            return;
+        };
         let Ok(permit) = self.handshakes.clone().try_acquire_owned() else {
             tracing::warn!(peer.address = %address, cause = "overloaded", "connection refused: too many TLS handshakes at once");
             return;
@@ -81,17 +92,14 @@ impl Acceptor {
         };
         let (acceptor, ready) = (self.clone(), ready.clone());
         tokio::spawn(async move {
-            let shaken = tokio::time::timeout(limits::TLS_HANDSHAKE, acceptor.shake_hands(stream, address)).await;
+            let shaken = tokio::time::timeout(limits::TLS_HANDSHAKE, acceptor.shake_hands(stream, address, place)).await;
             drop((permit, turn));
             match shaken {
                 Ok(Ok(connection)) => {
                     // The server has ended where this fails.
                     let _ = ready.send(Ok(connection)).await;
                 }
-                Ok(Err(error)) => {
-                    let cause = cause(&error);
-                    tracing::info!(peer.address = %address, cause, %error, "TLS handshake failed");
-                }
+                Ok(Err(error)) => acceptor.failed(address, &error),
                 Err(_) => {
                     let seconds = limits::TLS_HANDSHAKE.as_secs();
                     tracing::info!(peer.address = %address, cause = "timeout", "TLS handshake not done after {seconds} s");
@@ -100,22 +108,29 @@ impl Acceptor {
         });
     }
 
-    async fn shake_hands(&self, stream: TcpStream, address: SocketAddr) -> io::Result<Connection> {
+    async fn shake_hands(&self, stream: TcpStream, address: SocketAddr, place: OwnedSemaphorePermit) -> io::Result<Connection> {
         stream.set_nodelay(true)?;
         let stream = TlsAcceptor::from(self.config.load_full()).accept(stream).await?;
         let identity = match stream.get_ref().1.peer_certificates() {
             None => None,
-            Some(chain) => Some(self.verifier.verify(chain).map_err(io::Error::other)?),
+            Some(chain) => Some(self.plane.verifier.verify(chain).map_err(io::Error::other)?),
         };
-        Ok(Connection { stream, caller: Caller { address, identity } })
+        let until = identity.is_none().then(|| Box::pin(tokio::time::sleep(limits::ANONYMOUS)));
+        Ok(Connection { stream, caller: Caller { address, identity }, until, _place: place })
     }
-}
 
-fn cause(error: &io::Error) -> &'static str {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match inner {
-        Some(inner) => tls::verify_error(inner).map_or("tls", |error| error.cause.as_str()),
-        None => "connection",
+    /// Certificates that are refused are worth remembering; what does not even speak TLS is not.
+    fn failed(&self, address: SocketAddr, error: &io::Error) {
+        let inner = error.get_ref();
+        let judged = inner
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+            .and_then(tls::verify_error)
+            .or_else(|| inner.and_then(|inner| inner.downcast_ref::<VerifyError>()));
+        let cause = judged.map_or("tls", |judged| judged.cause.as_str());
+        tracing::info!(peer.address = %address, cause, %error, "TLS handshake failed");
+        if judged.is_some() {
+            self.plane.proxies.refused_here(&address, cause, error.to_string(), self.plane.clock.wall());
+        }
     }
 }
 
@@ -162,6 +177,11 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(until) = &mut self.until
+            && until.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn parse(file: &Arc<str>, text: &str) -> Parsed {
             Ok((key, object)) => parsed.objects.push((key, store(object))),
             Err(refused) => {
                 if let Some(stand_in) = refused.stand_in {
-                    parsed.stand_ins.push((key_of(&stand_in), store(Object::Mesh(Box::new(stand_in)))));
+                    parsed.stand_ins.push((key_of(&stand_in), store(Object::Mesh(stand_in))));
                 }
                 let problem = Problem { file: file.clone(), line: refused.line, object: refused.object, message: refused.message };
                 let problems = if refused.unsupported { &mut parsed.unsupported } else { &mut parsed.broken };
@@ -61,7 +61,7 @@ struct Refused {
     object: Option<ObjectKey>,
     message: String,
     unsupported: bool,
-    stand_in: Option<byrnie_api::Object>,
+    stand_in: Option<Box<byrnie_api::Object>>,
 }
 
 #[derive(Deserialize)]
@@ -124,7 +124,7 @@ impl Document<'_> {
     fn refused(&self, error: &serde_saphyr::Error, object: Option<&ObjectKey>) -> Refused {
         let line = error.location().map_or(self.line, |location| location.line());
         let message = error.without_snippet().to_string().replace('\n', " ");
-        Refused { line, object: object.cloned(), message, unsupported: false, stand_in: self.guess_policy() }
+        Refused { line, object: object.cloned(), message, unsupported: false, stand_in: self.guess_policy().map(Box::new) }
     }
 
     /// Text that is no YAML may still show that it was to be a policy.
@@ -201,7 +201,7 @@ fn read_ours(document: &Document<'_>, head: &Head) -> Result<(ObjectKey, Object)
                 object: Some(key(head, scope)),
                 message: words.join("; "),
                 unsupported: error.problems.iter().all(byrnie_api::Problem::is_not_supported_yet),
-                stand_in: error.stand_in().cloned(),
+                stand_in: error.stand_in().cloned().map(Box::new),
             })
         }
     }

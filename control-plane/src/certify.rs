@@ -1,0 +1,184 @@
+//! `Identity.Certify`: who gets a certificate, and for what.
+
+use std::sync::Arc;
+
+use byrnie_identity::{PeerIdentity, control_plane_id, csr};
+use byrnie_proto::mesh::v1::{Bundle, CertifyRequest, CertifyResponse, certify_request::Credential};
+use tonic::{Code, Status};
+
+use crate::{
+    journal::{Holder, Issuance, TokenError},
+    limits,
+    model::PodFacts,
+    plane::{IssueFailure, Plane},
+    server::Caller,
+};
+
+/// Why a call is refused: the same words in the caller's status, in the log and in `Observe`.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("{0}")]
+    Token(#[from] TokenError),
+    #[error("no credential: expected a join token in the request, or a current SVID of this mesh as the client certificate of the connection")]
+    NoCredential,
+    #[error("the client certificate of the connection is no longer valid: {0}")]
+    NotValid(String),
+    #[error("the certificate with serial {0} is not one that this control plane issued to a pod and remembers; a new join token is needed")]
+    UnknownSerial(String),
+    #[error("the certificate with serial {serial} was issued to {id} outside of the mesh; it opens no control plane calls")]
+    NotAProxy { serial: String, id: String },
+    #[error("pod {0} is not in the source; add it there first")]
+    NoPod(String),
+    #[error("the pod with UID {0} is no longer in the source")]
+    PodGone(Arc<str>),
+    #[error("pod {pod} runs as service account {found}, and the credential is for {expected}")]
+    WrongServiceAccount { pod: String, expected: String, found: String },
+    #[error("namespace of pod {0} is not enrolled, or the pod opts out; label the namespace byrnie.dev/mesh: enabled")]
+    NotEnrolled(String),
+    #[error("pod {0} has ended")]
+    Finished(String),
+    #[error("{0} is the control plane's own identity")]
+    Reserved(String),
+    #[error("too many certificates for pod {0} in a short time; try again in a few seconds")]
+    TooMany(String),
+    #[error("certificate request: {0}")]
+    Csr(String),
+    #[error("certificate request of {0} bytes; expected at most {limit}", limit = limits::CSR_BYTES)]
+    CsrTooLong(usize),
+    #[error("the certificate could not be issued: {0}")]
+    Issue(#[from] IssueFailure),
+}
+
+/// The pod behind a connection that presented a certificate.
+pub(crate) struct Bound {
+    pub(crate) pod: Arc<PodFacts>,
+    pub(crate) issuance: Arc<Issuance>,
+}
+
+impl Plane {
+    /// Answers one request; logs and remembers what it refuses.
+    pub(crate) async fn certify(&self, caller: &Caller, request: CertifyRequest) -> Result<CertifyResponse, Status> {
+        let refused = match self.try_certify(caller, request).await {
+            Ok(response) => return Ok(response),
+            Err(refused) => refused,
+        };
+        self.refuse(caller, &refused);
+        Err(refused.status())
+    }
+
+    /// The pod that the presented certificate was issued to, if it is still that pod.
+    pub(crate) fn bind(&self, identity: Option<&PeerIdentity>) -> Result<Bound, Refused> {
+        let identity = identity.ok_or(Refused::NoCredential)?;
+        self.verifier.check_still_valid(identity).map_err(|error| Refused::NotValid(error.to_string()))?;
+        let serial = identity.serial();
+        let issuance = self.journal.by_serial(serial).ok_or_else(|| Refused::UnknownSerial(serial.to_owned()))?;
+        let Holder::Pod(uid) = &issuance.holder else {
+            return Err(Refused::NotAProxy { serial: serial.to_owned(), id: identity.id().to_string() });
+        };
+        let model = self.model.load();
+        let pod = model.pod_by_uid(uid).ok_or_else(|| Refused::PodGone(uid.clone()))?;
+        if pod.spiffe_id != *identity.id() || issuance.spiffe_id != *identity.id() {
+            return Err(Refused::WrongServiceAccount {
+                pod: pod.place(),
+                expected: identity.id().to_string(),
+                found: pod.spiffe_id.to_string(),
+            });
+        }
+        Ok(Bound { pod: pod.clone(), issuance })
+    }
+
+    /// Writes a refusal where operators look.
+    pub(crate) fn refuse(&self, caller: &Caller, refused: &Refused) {
+        let (cause, reason) = (refused.cause(), refused.to_string());
+        tracing::warn!(peer.address = %caller.address, cause, reason, "refused");
+        self.proxies.refused_here(&caller.address, cause, reason, self.clock.wall());
+    }
+
+    async fn try_certify(&self, caller: &Caller, request: CertifyRequest) -> Result<CertifyResponse, Refused> {
+        if request.csr.len() > limits::CSR_BYTES {
+            return Err(Refused::CsrTooLong(request.csr.len()));
+        }
+        let token = request.credential.map(|Credential::JoinToken(token)| token);
+        let pod = match &token {
+            Some(token) => self.pod_of_token(token)?,
+            None => self.bind(caller.identity.as_ref())?.pod,
+        };
+        if pod.finished {
+            return Err(Refused::Finished(pod.place()));
+        }
+        if pod.spiffe_id == control_plane_id(self.authority.trust_domain()) {
+            return Err(Refused::Reserved(pod.spiffe_id.to_string()));
+        }
+        if !self.allowances.certificate(&pod.uid) {
+            return Err(Refused::TooMany(pod.place()));
+        }
+        let public_key = csr::public_key(&request.csr).map_err(|error| Refused::Csr(error.to_string()))?;
+        // Last of the checks: a request that fails for another reason has not used its token up.
+        if let Some(token) = &token {
+            self.journal.spend_token(token).await?;
+        }
+        let holder = Holder::Pod(pod.uid.clone());
+        let certificate = self.issue(&public_key, &pod.spiffe_id, holder, &pod.workload).await?;
+        let (pod_name, id, serial) = (pod.place(), pod.spiffe_id.as_str(), certificate.issuance.serial.as_str());
+        let first = token.is_some();
+        tracing::info!(pod = pod_name, pod.uid = &*pod.uid, id, serial, first, not_after = certificate.issuance.not_after, "certificate issued");
+        Ok(CertifyResponse { chain: certificate.issuance.chain, bundle: Some(Bundle::from(&self.authority.bundle())) })
+    }
+
+    fn pod_of_token(&self, token: &str) -> Result<Arc<PodFacts>, Refused> {
+        let binding = self.journal.check_token(token)?;
+        let model = self.model.load();
+        let pod = model
+            .pod(&binding.namespace, &binding.pod)
+            .ok_or_else(|| Refused::NoPod(format!("{}/{}", binding.namespace, binding.pod)))?;
+        if *pod.service_account != *binding.service_account {
+            return Err(Refused::WrongServiceAccount {
+                pod: pod.place(),
+                expected: binding.service_account,
+                found: pod.service_account.to_string(),
+            });
+        }
+        if !pod.enrolled {
+            return Err(Refused::NotEnrolled(pod.place()));
+        }
+        Ok(pod.clone())
+    }
+}
+
+impl Refused {
+    /// A label from a closed set.
+    pub(crate) const fn cause(&self) -> &'static str {
+        match self {
+            Self::Token(TokenError::Unknown) => "join-token-unknown",
+            Self::Token(TokenError::Used { .. }) => "join-token-used",
+            Self::Token(TokenError::Expired { .. }) => "join-token-expired",
+            Self::Token(TokenError::Revoked { .. }) => "join-token-revoked",
+            Self::Token(TokenError::Journal(_)) | Self::Issue(IssueFailure::Journal(_)) => "journal",
+            Self::NoCredential => "no-credential",
+            Self::NotValid(_) => "expired",
+            Self::UnknownSerial(_) => "unknown-serial",
+            Self::NotAProxy { .. } => "not-a-proxy",
+            Self::NoPod(_) | Self::PodGone(_) => "no-such-pod",
+            Self::WrongServiceAccount { .. } => "wrong-service-account",
+            Self::NotEnrolled(_) => "not-enrolled",
+            Self::Finished(_) => "pod-finished",
+            Self::Reserved(_) => "reserved-identity",
+            Self::TooMany(_) => "rate-limited",
+            Self::Csr(_) | Self::CsrTooLong(_) => "bad-request",
+            Self::Issue(IssueFailure::Authority(_)) => "authority",
+        }
+    }
+
+    /// What a client may do about it: `FailedPrecondition` and `Unavailable` may pass by themselves.
+    pub(crate) fn status(&self) -> Status {
+        let code = match self {
+            Self::Token(TokenError::Journal(_)) | Self::Issue(_) => Code::Unavailable,
+            Self::Token(_) | Self::NoCredential | Self::NotValid(_) | Self::UnknownSerial(_) => Code::Unauthenticated,
+            Self::NotAProxy { .. } | Self::PodGone(_) | Self::WrongServiceAccount { .. } | Self::Reserved(_) => Code::PermissionDenied,
+            Self::NoPod(_) | Self::NotEnrolled(_) | Self::Finished(_) => Code::FailedPrecondition,
+            Self::TooMany(_) => Code::ResourceExhausted,
+            Self::Csr(_) | Self::CsrTooLong(_) => Code::InvalidArgument,
+        };
+        Status::new(code, self.to_string())
+    }
+}

@@ -1,0 +1,87 @@
+//! The two doors: TLS for proxies, a Unix socket for the command line.
+
+mod administration;
+mod codec;
+mod connection;
+mod routes;
+mod socket;
+
+use std::{io, sync::Arc};
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::mpsc,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+
+use self::{administration::AdministrationService, connection::Acceptor, routes::Routes};
+pub(crate) use self::{codec::Fields, connection::Caller, socket::bind as bind_socket};
+use crate::{limits, plane::Plane};
+
+/// Serves proxies on all listeners until the control plane ends.
+pub(crate) async fn serve_proxies(
+    plane: Arc<Plane>,
+    listeners: Vec<TcpListener>,
+    config: Arc<ArcSwap<ServerConfig>>,
+) -> Result<(), tonic::transport::Error> {
+    let acceptor = Arc::new(Acceptor::new(config, plane.clone()));
+    let (ready, connections) = mpsc::channel(16);
+    for listener in listeners {
+        tokio::spawn(acceptor.clone().run(listener, ready.clone()));
+    }
+    drop(ready);
+    let ending = ended(plane.clone());
+    builder().serve_with_incoming_shutdown(Routes::new(plane), ReceiverStream::new(connections), ending).await
+}
+
+/// Serves the command line on the Unix socket until the control plane ends.
+pub(crate) async fn serve_administration(plane: Arc<Plane>, listener: UnixListener) -> Result<(), tonic::transport::Error> {
+    let (ready, connections) = mpsc::channel(16);
+    tokio::spawn(socket::accept(listener, ready));
+    let ending = ended(plane.clone());
+    let service = AdministrationService::server(plane);
+    builder().serve_with_incoming_shutdown(service, ReceiverStream::new(connections), ending).await
+}
+
+fn builder() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(limits::H2_KEEPALIVE))
+        .http2_keepalive_timeout(Some(limits::H2_KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(limits::H2_STREAMS)
+}
+
+async fn ended(plane: Arc<Plane>) {
+    let mut ending = plane.ending.subscribe();
+    // An error means that the sender is gone, and that is an end, too.
+    let _ = ending.wait_for(|ending| *ending).await;
+}
+
+/// What listening on an address came to.
+///
+/// # Errors
+/// The reason and what to do about it.
+pub(crate) fn bind(address: std::net::SocketAddr) -> Result<TcpListener, String> {
+    listen(address).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => format!("{address}: the port is already taken; stop what listens there (ss -ltnp), or give another address with --listen"),
+        io::ErrorKind::PermissionDenied => format!("{address}: this user may not listen there; give a port from 1024 on with --listen"),
+        io::ErrorKind::AddrNotAvailable => format!("{address}: no interface of this machine has the address; give one of its own with --listen"),
+        _ => format!("{address}: {error}; give another address with --listen"),
+    })
+}
+
+fn listen(address: std::net::SocketAddr) -> io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // 0.0.0.0 and [::] stand side by side on one port only where the latter leaves IPv4 alone.
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
+}
