@@ -109,7 +109,10 @@ pub fn main_with(scenarios: &[Scenario], roles: &[Role], settings: &Settings) ->
             for scenario in &chosen {
                 println!("test {} ... not run", scenario.name);
             }
-            println!("\nnot run: {reason}\n0 passed, 0 failed, {} skipped", chosen.len());
+            println!(
+                "\nnot run: {reason}\n0 passed, 0 failed, {} skipped",
+                chosen.len()
+            );
             if std::env::var_os("BYRNIE_REQUIRE_LAB").is_some() {
                 ExitCode::FAILURE
             } else {
@@ -166,7 +169,9 @@ fn run_all(
 fn run_one(entered: &Entered, scenario: &Scenario) -> Option<Verdict> {
     let thread = std::thread::Builder::new().name(scenario.name.to_owned());
     std::thread::scope(|scope| {
-        let running = thread.spawn_scoped(scope, || (scenario.run)(entered)).ok()?;
+        let running = thread
+            .spawn_scoped(scope, || (scenario.run)(entered))
+            .ok()?;
         running.join().ok()
     })
 }
