@@ -2,7 +2,7 @@
 //! binary because the demo must not need anything else on the machine.
 
 mod external;
-mod fetch;
+pub(crate) mod fetch;
 mod http;
 mod ingress;
 mod serve;

@@ -3,7 +3,6 @@
 
 mod hidden;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use byrnie_redirect::Exempt;
@@ -146,29 +145,6 @@ pub enum IdentityCommand {
         #[arg(long, value_name = "NAME")]
         trust_domain: Option<String>,
     },
-    /// Get a certificate for something that runs no proxy, such as an ingress controller: makes a key, proves itself
-    /// with a join token, and writes tls.key, tls.crt and ca.crt.
-    Fetch(FetchArgs),
-}
-
-/// `byrnie identity fetch`
-#[derive(Debug, ClapArgs)]
-pub struct FetchArgs {
-    /// Address of the control plane.
-    #[arg(long, value_name = "IP:PORT")]
-    pub control_plane: SocketAddr,
-    /// PEM file with the roots against which the control plane must prove itself.
-    #[arg(long, value_name = "FILE")]
-    pub trust_bundle: PathBuf,
-    /// The mesh's trust domain.
-    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
-    pub trust_domain: String,
-    /// File with the token that `byrnie token create` printed.
-    #[arg(long, value_name = "FILE")]
-    pub join_token_file: PathBuf,
-    /// Directory for tls.key (mode 0600), tls.crt and ca.crt.
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
 }
 
 /// A listing without more choices.

@@ -3,7 +3,6 @@
 mod capture;
 mod completions;
 mod edges;
-pub(crate) mod fetch;
 mod identity;
 pub(crate) mod proxy;
 mod token;

@@ -1,3 +1,126 @@
-use crate::args::{DemoArgs, MeshArgs};
+//! `byrnie demo`: the story of the platform, told on this machine's kernel. First without the mesh, so that everyone
+//! sees what is on the wire; then with it, attacked, renewed under load, and with its control plane killed.
+//!
+//! [`topology`] says who is who and where, [`world`] makes it (namespaces, applications, proxies), [`story`] plays it,
+//! `checks` hold the promises against what was measured, and [`report`] is what is printed as JSON.
+
+mod attack;
+mod checks;
+mod children;
+mod directory;
+mod enroll;
+mod exec;
+mod load;
+mod mesh;
+mod narrator;
+mod objects;
+mod reach;
+mod report;
+mod story;
+mod topology;
+mod world;
+
+use std::path::PathBuf;
+
+use byrnie_netlab::{Entered, Privileges};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{DemoArgs, DemoCommand, MeshArgs};
+use crate::client::runtime;
 use crate::failure::{Exit, Failure};
-pub(crate) fn run(_: &MeshArgs, _: DemoArgs) -> Result<Exit, Failure> { Ok(Exit::Success) }
+use narrator::Narrator;
+
+/// What the user asked for.
+#[derive(Debug)]
+struct Options {
+    mesh: String,
+    once: bool,
+    json: bool,
+    capture: Option<PathBuf>,
+    privileges: Privileges,
+}
+
+/// Runs the demo, or a command in a pod of one that runs.
+pub(crate) fn run(mesh: &MeshArgs, args: DemoArgs) -> Result<Exit, Failure> {
+    if let Some(DemoCommand::Exec { pod, command }) = &args.command {
+        return exec::run(mesh, pod, command);
+    }
+    // Before anything else: a bad name is a usage error, also where the kernel can't.
+    crate::mesh_dir::of(&mesh.mesh)?;
+    let json = args.json;
+    let outcome = match byrnie_netlab::enter() {
+        Ok(entered) => inside(&entered, mesh, args),
+        Err(reason) => Err(Failure::new(Exit::KernelCannot, reason.to_string())),
+    };
+    if let (true, Err(failure)) = (json, &outcome) {
+        report::print_failure(failure)?;
+    }
+    outcome
+}
+
+fn inside(entered: &Entered, mesh: &MeshArgs, args: DemoArgs) -> Result<Exit, Failure> {
+    let options = Options {
+        mesh: mesh.mesh.clone(),
+        once: args.once,
+        json: args.json,
+        capture: args.capture,
+        privileges: entered.privileges(),
+    };
+    let narrator = Narrator::new(options.json);
+    narrator.title(match options.privileges {
+        Privileges::Root => "Byrnie: the whole mesh on this machine (as root; every proxy with a UID of its own)",
+        Privileges::SingleUid => "Byrnie: the whole mesh on this machine (without root, in a user namespace)",
+    });
+    let dir = directory::MeshDir::create(&options)?;
+    if options.privileges == Privileges::Root {
+        reach::make_reachable(&dir, options.capture.as_deref())?;
+    }
+    let tasks = tokio::task::LocalSet::new();
+    let runtime = runtime()?;
+    runtime.block_on(tasks.run_until(async {
+        let mut interrupted = Interrupt::new()?;
+        let story = story::play(entered, &options, &dir, &narrator);
+        tokio::select! {
+            told = story => match told? {
+                story::Told::Ended(exit) => Ok(exit),
+                story::Told::Running { exit, world } => {
+                    interrupted.wait().await;
+                    narrator.note("taking everything down");
+                    drop(world);
+                    Ok(exit)
+                }
+            },
+            () = interrupted.wait() => {
+                Err(Failure::new(Exit::Negative, "interrupted before the checks were through").next("byrnie demo"))
+            }
+        }
+    }))
+}
+
+/// The signals that end a demo.
+struct Interrupt {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Interrupt {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Failure::new(Exit::Refused, "cannot listen to signals").found(error))
+        };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}

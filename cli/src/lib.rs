@@ -22,6 +22,8 @@ pub use failure::{Exit, Failure};
 
 /// Reads the command line, does what it says, and returns the exit code that `--help` documents.
 pub fn run() -> ExitCode {
+    // In a pod of the demo this program starts once more to become another; nothing may come before.
+    byrnie_netlab::shim::maybe_run();
     let args = match args::Args::try_parse() {
         Ok(args) => args,
         Err(error) => {

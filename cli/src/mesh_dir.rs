@@ -23,8 +23,12 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// # Errors
 /// A name that is not one path component of letters, digits, `-`, `_` and `.`, or a socket path too long for Linux.
 pub fn of(name: &str) -> Result<PathBuf, Failure> {
+    of_user(name, nix::unistd::geteuid().as_raw())
+}
+
+fn of_user(name: &str, uid: u32) -> Result<PathBuf, Failure> {
     check_name(name)?;
-    let dir = base().join(name);
+    let dir = base(uid).join(name);
     let socket = dir.join(CONTROL_SOCKET);
     if socket.as_os_str().len() > LONGEST_SOCKET_PATH {
         return Err(Failure::new(Exit::Usage, "the path of the mesh's socket is too long")
@@ -41,19 +45,20 @@ pub fn of(name: &str) -> Result<PathBuf, Failure> {
 /// A bad name, or a directory that somebody else controls. A mesh that does not run is no error here.
 pub fn control_socket(name: &str) -> Result<PathBuf, Failure> {
     let dir = of(name)?;
-    for each in [base(), dir.clone()] {
-        check_owner(&each)?;
+    for each in dir.parent().into_iter().chain([dir.as_path()]) {
+        check_owner(each)?;
     }
     Ok(dir.join(CONTROL_SOCKET))
 }
 
-/// Makes the directory of the mesh `name` with the given mode, and those above it that are missing.
+/// Makes the directory of the mesh `name` with the given mode, and the one above it if it is missing. `uid` is the
+/// user's as it is outside of any user namespace that this process has made for itself.
 ///
 /// # Errors
 /// A bad name, a directory that somebody else controls, or what the kernel says.
-pub fn create(name: &str, mode: u32) -> Result<PathBuf, Failure> {
-    let dir = of(name)?;
-    for each in [base(), dir.clone()] {
+pub fn create(name: &str, mode: u32, uid: u32) -> Result<PathBuf, Failure> {
+    let dir = of_user(name, uid)?;
+    for each in [base(uid), dir.clone()] {
         match fs::DirBuilder::new().mode(mode).create(&each) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -68,11 +73,11 @@ pub fn create(name: &str, mode: u32) -> Result<PathBuf, Failure> {
     Ok(dir)
 }
 
-/// The directory of all meshes of this user.
-pub fn base() -> PathBuf {
+/// The directory of all meshes of a user.
+fn base(uid: u32) -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()) {
         Some(dir) => Path::new(&dir).join("byrnie"),
-        None => Path::new("/tmp").join(format!("byrnie-{}", nix::unistd::geteuid())),
+        None => Path::new("/tmp").join(format!("byrnie-{uid}")),
     }
 }
 

@@ -102,7 +102,7 @@ pub fn cannot_print(error: io::Error) -> Failure {
         .next("check where the output of this command goes")
 }
 
-fn render<R: Row>(rows: &[R], wide: bool) -> Table {
+pub(crate) fn render<R: Row>(rows: &[R], wide: bool) -> Table {
     let mut headings = R::HEADINGS.to_vec();
     if wide {
         headings.extend(R::WIDE_HEADINGS);

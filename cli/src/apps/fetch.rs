@@ -19,19 +19,19 @@ const LARGEST: usize = 1 << 20;
 
 /// An answer.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Bytes,
 }
 
 /// Connects to the host and port of `url` and gets it.
-pub(super) async fn get(url: &Uri, header: Option<&(HeaderName, HeaderValue)>) -> io::Result<Answer> {
+pub(crate) async fn get(url: &Uri, header: Option<&(HeaderName, HeaderValue)>) -> io::Result<Answer> {
     let stream = connect(url).await?;
     get_on(stream, url, header).await
 }
 
 /// A connection to the host and port of `url`.
-pub(super) async fn connect(url: &Uri) -> io::Result<TcpStream> {
+pub(crate) async fn connect(url: &Uri) -> io::Result<TcpStream> {
     let host = url.host().ok_or_else(|| io::Error::other(format!("`{url}` names no host")))?;
     let target = (host.trim_matches(['[', ']']), url.port_u16().unwrap_or(80));
     let connected = tokio::time::timeout(ANSWER, TcpStream::connect(target)).await;
@@ -41,7 +41,7 @@ pub(super) async fn connect(url: &Uri) -> io::Result<TcpStream> {
 }
 
 /// Gets `url` on a connection that is there already.
-pub(super) async fn get_on(
+pub(crate) async fn get_on(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     url: &Uri,
     header: Option<&(HeaderName, HeaderValue)>,

@@ -8,7 +8,6 @@ use byrnie_proto::mesh::v1::{IssuedIdentity, ObserveResponse};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use super::fetch;
 use crate::args::{IdentityCommand, IdentityFormat, MeshArgs};
 use crate::failure::{Exit, Failure};
 use crate::output::{Format, cannot_print, print_list, print_one};
@@ -23,7 +22,6 @@ pub(super) fn run(mesh: &MeshArgs, command: IdentityCommand) -> Result<Exit, Fai
         IdentityCommand::Show { workload, output } => show(&super::observe(mesh)?, &workload, output)?,
         IdentityCommand::Verify { what } => verify(&super::observe(mesh)?, &what)?,
         IdentityCommand::Bundle { trust_domain } => bundle(&super::observe(mesh)?, trust_domain.as_deref())?,
-        IdentityCommand::Fetch(args) => return fetch::run(args),
     }
     Ok(Exit::Success)
 }
