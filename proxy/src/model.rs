@@ -272,23 +272,24 @@ impl TryFrom<proto::Endpoint> for Endpoint {
 
 fn meshed(message: &proto::Endpoint) -> Result<Meshed, ModelError> {
     let kind = message.meshed();
+    let meshed = match kind {
+        proto::Meshed::Yes => Meshed::Yes(spiffe_id("endpoint.spiffe_id", &message.spiffe_id)?),
+        proto::Meshed::EnrolledUnmeshed => Meshed::EnrolledUnmeshed {
+            permissive: message.permissive,
+            until: end("endpoint.permissive_until", message.permissive_until)?,
+        },
+        proto::Meshed::NotEnrolled => Meshed::NotEnrolled,
+        proto::Meshed::Unspecified => {
+            return Err(error("endpoint.meshed", "a value that this proxy knows", message.meshed.to_string()));
+        }
+    };
     if kind != proto::Meshed::EnrolledUnmeshed && (message.permissive || message.permissive_until != 0) {
         return Err(error("endpoint.permissive", "nothing but for an enrolled, unmeshed endpoint", "set".into()));
     }
     if kind != proto::Meshed::Yes && !message.spiffe_id.is_empty() {
         return Err(error("endpoint.spiffe_id", "nothing but for a meshed endpoint", message.spiffe_id.clone()));
     }
-    match kind {
-        proto::Meshed::Yes => Ok(Meshed::Yes(spiffe_id("endpoint.spiffe_id", &message.spiffe_id)?)),
-        proto::Meshed::EnrolledUnmeshed => Ok(Meshed::EnrolledUnmeshed {
-            permissive: message.permissive,
-            until: end("endpoint.permissive_until", message.permissive_until)?,
-        }),
-        proto::Meshed::NotEnrolled => Ok(Meshed::NotEnrolled),
-        proto::Meshed::Unspecified => {
-            Err(error("endpoint.meshed", "a value that this proxy knows", message.meshed.to_string()))
-        }
-    }
+    Ok(meshed)
 }
 
 fn end(place: &str, seconds: i64) -> Result<Option<SystemTime>, ModelError> {
