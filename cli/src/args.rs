@@ -240,8 +240,14 @@ pub enum TokenCommand {
     /// Make a join token for one pod and print it: short-lived, and good for one use.
     Create {
         /// The pod that may use it.
-        #[arg(value_name = "NAMESPACE/POD")]
-        pod: String,
+        #[arg(value_name = "NAMESPACE/POD", required_unless_present_all = ["namespace", "pod_name"])]
+        pod: Option<String>,
+        /// The pod's namespace, in place of NAMESPACE/POD.
+        #[arg(long, value_name = "NAME", conflicts_with = "pod", requires = "pod_name")]
+        namespace: Option<String>,
+        /// The pod's name, in place of NAMESPACE/POD.
+        #[arg(long = "pod", value_name = "NAME", conflicts_with = "pod", requires = "namespace")]
+        pod_name: Option<String>,
         /// The pod's service account [default: the pod's name].
         #[arg(long, value_name = "NAME")]
         service_account: Option<String>,

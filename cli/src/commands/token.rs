@@ -21,7 +21,8 @@ pub(super) fn run(mesh: &MeshArgs, command: TokenCommand) -> Result<Exit, Failur
     let socket = socket(mesh)?;
     runtime()?.block_on(async {
         match command {
-            TokenCommand::Create { pod, service_account, ttl, output } => {
+            TokenCommand::Create { pod, namespace, pod_name, service_account, ttl, output } => {
+                let pod = pod.or_else(|| Some(format!("{}/{}", namespace?, pod_name?))).unwrap_or_default();
                 let request = request(&pod, service_account, ttl)?;
                 let made = Client::connect(&socket).await?.create_token(request).await?;
                 let token = Token { id: made.id, token: made.token, expires: rfc3339(made.expires) };
