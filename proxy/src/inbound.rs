@@ -62,7 +62,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, stream: TcpStream, source: Socke
         other => {
             let found = other.map_or_else(|error| error.to_string(), |dialled| dialled.0.to_string());
             let address = stream.local_addr().unwrap_or(source);
-            sockets::reset_on_close(&stream);
+            sockets::reset_unless_clean(&stream);
             let connection = shared.telemetry.connection(Direction::Inbound, source, address);
             return connection.refuse("not-redirected", format!("expected a captured connection to this pod, found {found}"));
         }
@@ -136,7 +136,7 @@ impl Inbound {
     }
 
     fn refuse(&self, cause: &'static str, reason: String) {
-        sockets::reset_on_close(&self.stream);
+        sockets::reset_unless_clean(&self.stream);
         record(&self.shared, self.source, self.dialled).refuse(cause, reason);
     }
 }

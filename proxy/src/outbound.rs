@@ -32,20 +32,19 @@ pub async fn serve(shared: Arc<Shared>, worker: Arc<Worker>, listener: TcpListen
 }
 
 pub(crate) async fn handle(shared: Arc<Shared>, worker: Arc<Worker>, stream: TcpStream, source: SocketAddr) {
+    sockets::reset_unless_clean(&stream);
     let dialled = match original_dst(&stream) {
         Ok(dialled) if is_canary(dialled) => return shared.readiness.answer_canary(stream, dialled).await,
         Ok(dialled) if dialled.0 != stream.local_addr().unwrap_or(dialled.0) => dialled,
         other => {
             let found = other.map_or_else(|error| error.to_string(), |dialled| format!("{}, this proxy itself", dialled.0));
             let address = stream.local_addr().unwrap_or(source);
-            sockets::reset_on_close(&stream);
             let connection = shared.telemetry.connection(Direction::Outbound, source, address);
             return connection.refuse("not-redirected", format!("expected a captured connection, found {found}"));
         }
     };
     let mut connection = shared.telemetry.connection(Direction::Outbound, source, dialled.0);
     let Some(own) = shared.control.own() else {
-        sockets::reset_on_close(&stream);
         return connection.refuse("not-ready", "this proxy has no policies yet".into());
     };
     connection.source(own.workload.clone(), Some(own.spiffe_id.clone()));
@@ -148,7 +147,6 @@ impl Outbound {
     }
 
     fn refuse(&self, connection: Connection, cause: &'static str, reason: String) {
-        sockets::reset_on_close(&self.application);
         connection.refuse(cause, reason);
     }
 }

@@ -62,7 +62,13 @@ pub(crate) fn tune(stream: &TcpStream) {
     let _ = set_keepalive(stream);
 }
 
-/// Makes the coming close a reset: the application must not take a broken connection for a finished one.
-pub(crate) fn reset_on_close(stream: &TcpStream) {
+/// Makes every close of `stream` a reset, until [`ended_cleanly`] is said: also the close that the kernel does when this
+/// process is killed. An application must never take a broken connection for a finished one.
+pub(crate) fn reset_unless_clean(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Both directions of `stream` ended in order: it may close like any other.
+pub(crate) fn ended_cleanly(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
 }

@@ -151,7 +151,8 @@ mod tests {
         }
         assert_eq!(evicted, 1);
         drop((flood, quiet));
-        assert_eq!((gate.lock().total, gate.lock().sources.len()), (0, 0));
+        let counts = gate.lock();
+        assert_eq!((counts.total, counts.sources.len()), (0, 0));
     }
 
     #[test]

@@ -35,6 +35,7 @@ impl Inbound {
             return self.refuse("no-svid", "this proxy has no SVID yet".into());
         };
         let Inbound { shared, stream, source, dialled } = self;
+        sockets::reset_unless_clean(&stream);
         let client = Replayed { read, taken: 0, stream };
         let handshake = TlsAcceptor::from(certificates.ingress.clone()).accept(client);
         let accepted = tokio::select! {
@@ -108,10 +109,9 @@ async fn relay(
     };
     let (sent, received) = (counted.written, counted.read);
     if end == "clean" {
+        sockets::ended_cleanly(&application);
+        sockets::ended_cleanly(&client.get_ref().0.stream);
         let _ = client.shutdown().await;
-    } else {
-        sockets::reset_on_close(&application);
-        sockets::reset_on_close(&client.get_ref().0.stream);
     }
     (sent, received, end)
 }

@@ -62,6 +62,7 @@ impl Inbound {
 
     async fn pass(self, own: &OwnPod, read: Vec<u8>) {
         let Inbound { shared, stream, source, dialled } = self;
+        sockets::reset_unless_clean(&stream);
         let port = dialled.0.port();
         let mut connection = record(&shared, source, dialled);
         let registered = shared.streams.register(Grounds::InboundPlaintext { source: source.ip(), port }, None);
@@ -69,12 +70,10 @@ impl Inbound {
         let authorized = match authorize(&own.policies, &request) {
             Ok(authorized) => authorized,
             Err(decision) => {
-                sockets::reset_on_close(&stream);
                 return connection.refuse(decision.reason.as_str(), decision.to_string());
             }
         };
         if let Err(cut) = registered.check(&shared) {
-            sockets::reset_on_close(&stream);
             return connection.refuse(cut.cause, cut.reason);
         }
         if let Some(rule) = &authorized.decision().rule {
@@ -83,19 +82,17 @@ impl Inbound {
         let application: TcpStream = match dial_application(&shared, &authorized, dialled).await {
             Ok(application) => application,
             Err(error) => {
-                sockets::reset_on_close(&stream);
                 return connection.refuse(error.cause(), format!("the application: {error}"));
             }
         };
         connection.plaintext();
         if let Err(error) = passthrough::write_all(&application, &read).await {
-            sockets::reset_on_close(&stream);
             return connection.finish(0, 0, End::Broken(error).label());
         }
         let moved = passthrough::relay(&application, &stream, &registered).await;
-        if !matches!(moved.end, End::Clean) {
-            sockets::reset_on_close(&application);
-            sockets::reset_on_close(&stream);
+        if matches!(moved.end, End::Clean) {
+            sockets::ended_cleanly(&application);
+            sockets::ended_cleanly(&stream);
         }
         connection.detail(moved.end.detail());
         // Counted as the client sees them.

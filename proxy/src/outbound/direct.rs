@@ -103,14 +103,15 @@ impl Outbound {
 
     /// Moves the bytes as they are, beginning with what an attempt at another endpoint has read already.
     async fn carry(&self, mut connection: Connection, other: TcpStream, registered: &Registered<'_>, early: &mut Early) {
+        sockets::reset_unless_clean(&other);
         let already = std::mem::take(&mut early.bytes);
         let moved = match passthrough::write_all(&other, &already).await {
             Ok(()) => passthrough::relay(&self.application, &other, registered).await,
             Err(error) => passthrough::Moved { sent: 0, received: 0, end: End::Broken(error) },
         };
-        if !matches!(moved.end, End::Clean) {
-            sockets::reset_on_close(&self.application);
-            sockets::reset_on_close(&other);
+        if matches!(moved.end, End::Clean) {
+            sockets::ended_cleanly(&self.application);
+            sockets::ended_cleanly(&other);
         }
         connection.detail(moved.end.detail());
         connection.finish(moved.sent + already.len() as u64, moved.received, moved.end.label());

@@ -110,8 +110,8 @@ impl Outbound {
     /// Records the end, and keeps the tunnel if it is good for another stream.
     async fn finish(&self, mut connection: Connection, tunnel: Box<Tunnel>, key: Key, ended: Ended) -> Result<(), Failed> {
         let Ended { sent, received, end } = ended;
-        if !matches!(end, End::Clean) {
-            sockets::reset_on_close(&self.application);
+        if matches!(end, End::Clean) {
+            sockets::ended_cleanly(&self.application);
         }
         connection.detail(end.detail());
         connection.finish(sent, received, end.label());

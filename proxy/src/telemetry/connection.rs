@@ -262,7 +262,7 @@ impl Connection {
                 Security::Plaintext => Some("none"),
             },
             tls_protocol_name: tls.map(|_| "tls"),
-            tls_protocol_version: tls.map(|tls| &*tls.version).map(|version| version.trim_start_matches("TLSv")),
+            tls_protocol_version: tls.map(|tls| tls.version).map(|version| version.trim_start_matches("TLSv")),
             tls_cipher: tls.map(|tls| &*tls.cipher),
             tls_curve: tls.map(|tls| &*tls.key_exchange),
             tunnel_reused: facts.reused,

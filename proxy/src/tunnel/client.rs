@@ -65,6 +65,7 @@ async fn secure(
     let connection = UnbufferedClientConnection::new(own.client.clone(), name).map_err(TlsError::from)?;
     let mut tls = Tls::client(stream, connection);
     tls.handshake().await?;
+    tls.require_tunnel_alpn()?;
     // Answered from the verifier's cache: the handshake has just verified this chain.
     let peer = shared.certificates.verifier().verify(tls.peer_chain().unwrap_or_default())?;
     if peer.id() != expected {

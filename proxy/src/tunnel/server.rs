@@ -35,6 +35,7 @@ pub(crate) async fn accept(
         Ok(result) => result?,
         Err(_) => return Err(TunnelError::Timeout("the TLS handshake took more than 5 s")),
     }
+    tls.require_tunnel_alpn()?;
     let peer = shared.certificates.verifier().verify(tls.peer_chain().unwrap_or_default())?;
     Tunnel::new(tls, Role::Server, own, peer)
 }
@@ -136,8 +137,8 @@ async fn serve_stream(
     let mut relay = Relay::new(shared, tunnel, &application, &registered);
     let end = relay.run().await;
     let (sent, received) = (relay.sent, relay.received);
-    if !matches!(end, End::Clean) {
-        sockets::reset_on_close(&application);
+    if matches!(end, End::Clean) {
+        sockets::ended_cleanly(&application);
     }
     connection.detail(end.detail());
     // Counted as the client sees them.
@@ -211,7 +212,9 @@ pub(crate) async fn dial_application(
     dialled: OriginalDestination,
 ) -> Result<TcpStream, ConnectError> {
     let address = SocketAddr::new(dialled.0.ip(), authorized.port());
-    sockets::connect(address, shared.config.exempt).await
+    let application = sockets::connect(address, shared.config.exempt).await?;
+    sockets::reset_unless_clean(&application);
+    Ok(application)
 }
 
 async fn refuse(shared: &Shared, tunnel: &mut Tunnel, mut connection: Connection, refusal: Refusal) -> Served {

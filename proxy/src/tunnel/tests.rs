@@ -76,13 +76,14 @@ impl Rig {
 
 fn carry(shared: Arc<Shared>, mut tunnel: Tunnel, far: TcpStream, endpoint: SocketAddr) -> JoinHandle<(Tunnel, End)> {
     tokio::spawn(async move {
+        crate::sockets::reset_unless_clean(&far);
         client::open(&mut tunnel, &shared, &far, &mut Early::default(), Open::default()).await.unwrap();
         let grounds = Grounds::Outbound { dialled: endpoint, endpoint, expected: tunnel.peer().id().clone() };
         let registered = shared.streams.register(grounds, Some(tunnel.peer().clone()));
         let end = Relay::new(&shared, &mut tunnel, &far, &registered).run().await;
         drop(registered);
-        if !matches!(end, End::Clean) {
-            crate::sockets::reset_on_close(&far);
+        if matches!(end, End::Clean) {
+            crate::sockets::ended_cleanly(&far);
         }
         (tunnel, end)
     })

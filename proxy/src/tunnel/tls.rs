@@ -4,6 +4,7 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use byrnie_identity::tls::ALPN_TUNNEL;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
@@ -121,6 +122,12 @@ impl Tls {
             Side::Client(connection) => read(connection),
             Side::Server(connection) => read(connection),
         }
+    }
+
+    /// rustls lets a peer in that says nothing of ALPN; whoever has not agreed on `byrnie/1` is no tunnel.
+    pub(crate) fn require_tunnel_alpn(&self) -> Result<(), TlsError> {
+        let agreed = self.facts(|state| state.alpn_protocol().is_some_and(|name| name == ALPN_TUNNEL));
+        if agreed { Ok(()) } else { Err(rustls::Error::NoApplicationProtocol.into()) }
     }
 
     pub(crate) fn peer_chain(&self) -> Option<&[CertificateDer<'static>]> {
