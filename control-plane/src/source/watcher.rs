@@ -27,6 +27,9 @@ pub(super) enum Notice {
 pub(super) struct Watcher {
     notices: mpsc::Receiver<Notice>,
     writing: HashMap<PathBuf, Instant>,
+    /// A change was heard of outside of [`Watcher::wait`].
+    heard: bool,
+    ended: bool,
     _watcher: Option<RecommendedWatcher>,
 }
 
@@ -45,36 +48,40 @@ impl Watcher {
             tracing::warn!(source = %root.display(), %error, "can't be told of changes: the source is read every {poll} s instead");
         })
         .ok();
-        (Self { notices, writing: HashMap::new(), _watcher: watcher }, sender)
+        (Self { notices, writing: HashMap::new(), heard: false, ended: false, _watcher: watcher }, sender)
     }
 
     /// Waits for a change, for `at_most`; false: the source is dropped.
     pub(super) fn wait(&mut self, at_most: Duration) -> bool {
-        match self.notices.recv_timeout(at_most) {
-            Ok(Notice::Changed(events)) => {
-                if !self.take(events) {
-                    // Reading and closing are no changes, and our own reading is among them.
-                    return true;
-                }
-            }
-            Ok(Notice::End) | Err(RecvTimeoutError::Disconnected) => return false,
-            Err(RecvTimeoutError::Timeout) => return true,
-        }
-        let until = Instant::now() + limits::SOURCE_DEBOUNCE;
-        while let Some(left) = until.checked_duration_since(Instant::now()) {
+        let mut changed = std::mem::take(&mut self.heard);
+        let at_most = if changed { limits::SOURCE_DEBOUNCE } else { at_most };
+        let mut until = Instant::now() + at_most;
+        while !self.ended
+            && let Some(left) = until.checked_duration_since(Instant::now())
+        {
             match self.notices.recv_timeout(left) {
                 Ok(Notice::Changed(events)) => {
-                    self.take(events);
+                    if self.take(events) && !changed {
+                        changed = true;
+                        until = until.min(Instant::now() + limits::SOURCE_DEBOUNCE);
+                    }
                 }
-                Ok(Notice::End) | Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(Notice::End) | Err(RecvTimeoutError::Disconnected) => self.ended = true,
                 Err(RecvTimeoutError::Timeout) => break,
             }
         }
-        true
+        !self.ended
     }
 
     /// Whether somebody wrote to the file and has not closed it.
     pub(super) fn is_being_written(&mut self, path: &Path) -> bool {
+        // What was heard since the scan began counts, too.
+        while let Ok(notice) = self.notices.try_recv() {
+            match notice {
+                Notice::Changed(events) => self.heard |= self.take(events),
+                Notice::End => self.ended = true,
+            }
+        }
         let Some(last) = self.writing.get(path) else {
             return false;
         };
