@@ -121,10 +121,7 @@ impl AuthorizationPolicySpec {
         self.policy_rules(place).err().unwrap_or_default()
     }
 
-    pub(crate) fn policy_rules(
-        &self,
-        place: Place<'_>,
-    ) -> Result<Vec<AuthorizationRule>, Vec<Problem>> {
+    pub(crate) fn policy_rules(&self, place: Place<'_>) -> Result<Vec<AuthorizationRule>, Vec<Problem>> {
         let mut problems = Vec::new();
         if let Some(selector) = &self.selector {
             selector.check(&mut problems);
@@ -150,11 +147,7 @@ impl AuthorizationPolicySpec {
             let path = format!("spec.rules[{index}]");
             let from = self.sources(&path, written, place, &mut problems);
             let ports = written.ports(&path, &mut problems);
-            compiled.push(rule(
-                format!("{}[{index}]", place.object).into(),
-                from,
-                ports,
-            ));
+            compiled.push(rule(format!("{}[{index}]", place.object).into(), from, ports));
         }
         if problems.is_empty() {
             Ok(compiled)
@@ -163,13 +156,7 @@ impl AuthorizationPolicySpec {
         }
     }
 
-    fn sources(
-        &self,
-        path: &str,
-        rule: &Rule,
-        place: Place<'_>,
-        problems: &mut Vec<Problem>,
-    ) -> Vec<PeerMatch> {
+    fn sources(&self, path: &str, rule: &Rule, place: Place<'_>, problems: &mut Vec<Problem>) -> Vec<PeerMatch> {
         let Some(from) = &rule.from else {
             return Vec::new();
         };
@@ -177,26 +164,14 @@ impl AuthorizationPolicySpec {
         not_empty(&path, from, problems);
         let numbered = from.iter().enumerate();
         numbered
-            .map(|(index, source)| {
-                self.source(&format!("{path}[{index}]"), source, place, problems)
-            })
+            .map(|(index, source)| self.source(&format!("{path}[{index}]"), source, place, problems))
             .collect()
     }
 
-    fn source(
-        &self,
-        path: &str,
-        source: &Source,
-        place: Place<'_>,
-        problems: &mut Vec<Problem>,
-    ) -> PeerMatch {
+    fn source(&self, path: &str, source: &Source, place: Place<'_>, problems: &mut Vec<Problem>) -> PeerMatch {
         if *source == Source::default() {
-            let expected =
-                "at least one of `namespace`, `serviceAccount`, `spiffeId`, `trustDomain`";
-            problems.push(
-                Problem::new(path, expected, "nothing")
-                    .hint("leave `from` out to match every caller"),
-            );
+            let expected = "at least one of `namespace`, `serviceAccount`, `spiffeId`, `trustDomain`";
+            problems.push(Problem::new(path, expected, "nothing").hint("leave `from` out to match every caller"));
         }
         let field = |name: &str| format!("{path}.{name}");
         if let Some(text) = &source.namespace {
@@ -206,18 +181,14 @@ impl AuthorizationPolicySpec {
             syntax::object_name(&field("serviceAccount"), text, problems);
         }
         let named = source.spiffe_id.as_deref();
-        let spiffe_id =
-            named.and_then(|text| syntax::spiffe_id_pattern(&field("spiffeId"), text, problems));
+        let spiffe_id = named.and_then(|text| syntax::spiffe_id_pattern(&field("spiffeId"), text, problems));
         let named = source.trust_domain.as_deref();
-        let trust_domain =
-            named.and_then(|text| syntax::trust_domain(&field("trustDomain"), text, problems));
+        let trust_domain = named.and_then(|text| syntax::trust_domain(&field("trustDomain"), text, problems));
         let own_namespace = source.service_account.as_ref().map(|_| place.namespace);
-        let namespace: Option<Arc<str>> =
-            source.namespace.as_deref().or(own_namespace).map(Arc::from);
+        let namespace: Option<Arc<str>> = source.namespace.as_deref().or(own_namespace).map(Arc::from);
         // A namespace is a name within one mesh: the `shop` of a federated one is somebody else's. An Allow must not
         // take that in; a Deny may.
-        let own_domain = (self.action == Action::Allow && namespace.is_some())
-            .then(|| place.trust_domain.clone());
+        let own_domain = (self.action == Action::Allow && namespace.is_some()).then(|| place.trust_domain.clone());
         PeerMatch {
             namespace,
             service_account: source.service_account.as_deref().map(Arc::from),

@@ -78,10 +78,7 @@ impl CaptureExclusions {
 
     /// Whether connections to this port of the pod reach the proxy.
     pub fn captures_inbound(&self, port: u16) -> bool {
-        !self
-            .inbound_ports
-            .iter()
-            .any(|excluded| excluded.get() == port)
+        !self.inbound_ports.iter().any(|excluded| excluded.get() == port)
     }
 }
 
@@ -142,10 +139,7 @@ mod tests {
         let exclusions = read(&[
             (labels::EXCLUDE_INBOUND_PORTS, "9090, 9091"),
             (labels::EXCLUDE_OUTBOUND_PORTS, "53"),
-            (
-                labels::EXCLUDE_OUTBOUND_CIDRS,
-                "203.0.113.0/24,2001:db8::/32",
-            ),
+            (labels::EXCLUDE_OUTBOUND_CIDRS, "203.0.113.0/24,2001:db8::/32"),
             (labels::EXCLUDE_UIDS, "0,1001"),
             (labels::EXCLUDE_INTERFACES, "eth1"),
         ])
@@ -164,18 +158,9 @@ mod tests {
             (labels::EXCLUDE_INTERFACES, "eth0; flush ruleset"),
         ])
         .unwrap_err();
-        let places: Vec<&str> = problems
-            .iter()
-            .map(|problem| problem.path.as_str())
-            .collect();
+        let places: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
         assert_eq!(places.len(), 5);
-        assert_eq!(
-            places[0],
-            "metadata.annotations[byrnie.dev/exclude-inbound-ports][1]"
-        );
-        assert_eq!(
-            places[4],
-            "metadata.annotations[byrnie.dev/exclude-interfaces][0]"
-        );
+        assert_eq!(places[0], "metadata.annotations[byrnie.dev/exclude-inbound-ports][1]");
+        assert_eq!(places[4], "metadata.annotations[byrnie.dev/exclude-interfaces][0]");
     }
 }

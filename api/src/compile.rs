@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use byrnie_policy::{
-    Action, AuthorizationRule, Enforcement, MtlsRule, MtlsScope, MtlsTerms, Policies, Ports,
-};
+use byrnie_policy::{Action, AuthorizationRule, Enforcement, MtlsRule, MtlsScope, MtlsTerms, Policies, Ports};
 
 use crate::authorization_policy::Place;
 use crate::{Kind, MeshSettings, MtlsPolicySpec, Object, RefusedPolicy, Selector};
@@ -53,8 +51,7 @@ pub fn compile<'a>(
 }
 
 fn selects(object: &Object, workload: &Workload<'_>) -> bool {
-    let matches =
-        |selector: &Option<Selector>| selector.as_ref().is_none_or(|s| s.matches(workload.labels));
+    let matches = |selector: &Option<Selector>| selector.as_ref().is_none_or(|s| s.matches(workload.labels));
     match object {
         Object::MeshConfig(_) => false,
         Object::MtlsPolicy(policy) => matches(&policy.spec.selector),
@@ -65,12 +62,7 @@ fn selects(object: &Object, workload: &Workload<'_>) -> bool {
     }
 }
 
-fn add(
-    mesh: &MeshSettings,
-    object: &Object,
-    policies: &mut Policies,
-    strict_by: &mut Vec<Arc<str>>,
-) {
+fn add(mesh: &MeshSettings, object: &Object, policies: &mut Policies, strict_by: &mut Vec<Arc<str>>) {
     let name = object.to_string();
     match object {
         Object::MeshConfig(_) => {}
@@ -92,12 +84,9 @@ fn add(
         }
         // These two only ever let something through: left out, they let nothing through.
         Object::IngressPolicy(policy) => policies.ingress.extend(policy.spec.rule(&name)),
-        Object::EgressPolicy(policy) => policies
-            .egress
-            .extend(policy.spec.rules(&name).unwrap_or_default()),
+        Object::EgressPolicy(policy) => policies.egress.extend(policy.spec.rules(&name).unwrap_or_default()),
         Object::Refused(RefusedPolicy {
-            kind: Kind::MtlsPolicy,
-            ..
+            kind: Kind::MtlsPolicy, ..
         }) => strict_by.push(refused_name(&name)),
         Object::Refused(RefusedPolicy {
             kind: Kind::AuthorizationPolicy,
@@ -112,11 +101,7 @@ fn add(
 struct Malformed;
 
 /// `None` where the mesh's floor does not permit it: then it does nothing.
-fn mtls_rule(
-    mesh: &MeshSettings,
-    spec: &MtlsPolicySpec,
-    name: &str,
-) -> Result<Option<MtlsRule>, Malformed> {
+fn mtls_rule(mesh: &MeshSettings, spec: &MtlsPolicySpec, name: &str) -> Result<Option<MtlsRule>, Malformed> {
     let rule = spec.rule(name).map_err(|_| Malformed)?;
     Ok(spec.against(mesh).is_empty().then_some(rule))
 }

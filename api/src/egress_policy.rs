@@ -66,11 +66,7 @@ impl EgressPolicySpec {
             not_empty("spec.serviceAccounts", accounts, &mut problems);
         }
         for (index, account) in accounts.unwrap_or_default().iter().enumerate() {
-            syntax::object_name(
-                &format!("spec.serviceAccounts[{index}]"),
-                account,
-                &mut problems,
-            );
+            syntax::object_name(&format!("spec.serviceAccounts[{index}]"), account, &mut problems);
         }
         not_empty("spec.to", &self.to, &mut problems);
         let mut rules = Vec::with_capacity(self.to.len());
@@ -85,17 +81,9 @@ impl EgressPolicySpec {
                     .map(|account| Arc::from(account.as_str()))
                     .collect(),
                 cidrs: syntax::cidrs(&format!("{path}.cidrs"), &destination.cidrs, &mut problems),
-                ports: optional_ports(
-                    &format!("{path}.ports"),
-                    destination.ports.as_deref(),
-                    &mut problems,
-                ),
+                ports: optional_ports(&format!("{path}.ports"), destination.ports.as_deref(), &mut problems),
             });
         }
-        if problems.is_empty() {
-            Ok(rules)
-        } else {
-            Err(problems)
-        }
+        if problems.is_empty() { Ok(rules) } else { Err(problems) }
     }
 }

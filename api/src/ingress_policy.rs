@@ -50,9 +50,7 @@ impl IngressPolicySpec {
         not_empty("spec.principals", &self.principals, &mut problems);
         let numbered = self.principals.iter().enumerate();
         let principals = numbered
-            .filter_map(|(index, text)| {
-                syntax::spiffe_id(&format!("spec.principals[{index}]"), text, &mut problems)
-            })
+            .filter_map(|(index, text)| syntax::spiffe_id(&format!("spec.principals[{index}]"), text, &mut problems))
             .collect();
         if problems.is_empty() {
             Ok(IngressRule {
@@ -66,11 +64,7 @@ impl IngressPolicySpec {
     }
 }
 
-pub(crate) fn optional_ports(
-    path: &str,
-    numbers: Option<&[u16]>,
-    problems: &mut Vec<Problem>,
-) -> Ports {
+pub(crate) fn optional_ports(path: &str, numbers: Option<&[u16]>, problems: &mut Vec<Problem>) -> Ports {
     let Some(numbers) = numbers else {
         return Ports::ANY;
     };

@@ -46,9 +46,7 @@ pub fn is_enrolled(namespace: &str, labels: &BTreeMap<String, String>) -> bool {
 
 /// Whether a pod of an enrolled namespace is to have a proxy.
 pub fn is_injected(annotations: &BTreeMap<String, String>) -> bool {
-    annotations
-        .get(INJECT)
-        .is_none_or(|value| value != INJECT_OFF)
+    annotations.get(INJECT).is_none_or(|value| value != INJECT_OFF)
 }
 
 #[cfg(test)]

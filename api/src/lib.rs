@@ -28,8 +28,8 @@ pub use compile::{Workload, compile};
 pub use egress_policy::{Destination, EgressPolicy, EgressPolicySpec};
 pub use ingress_policy::{IngressPolicy, IngressPolicySpec};
 pub use mesh_config::{
-    DEFAULT_TRUST_DOMAIN, IngressCertificate, MESH_CONFIG_NAME, MeshAuthorization, MeshConfig,
-    MeshConfigSpec, MeshEgress, MeshMtls, MeshNetworks, MeshSettings,
+    DEFAULT_TRUST_DOMAIN, IngressCertificate, MESH_CONFIG_NAME, MeshAuthorization, MeshConfig, MeshConfigSpec,
+    MeshEgress, MeshMtls, MeshNetworks, MeshSettings,
 };
 pub use mtls_policy::{MtlsMode, MtlsPolicy, MtlsPolicySpec};
 pub use object::{GROUP, Kind, Object, RefusedPolicy, VERSION, is_ours, parse};

@@ -16,9 +16,7 @@ use crate::{Action, MtlsMode, Problem, syntax};
 pub const MESH_CONFIG_NAME: &str = "default";
 
 /// What holds for the whole mesh. There is one, named `default`; what it leaves out has the default named there.
-#[derive(
-    CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "byrnie.dev",
     version = "v1alpha1",
@@ -85,11 +83,7 @@ pub struct MeshEgress {
 #[serde(deny_unknown_fields)]
 pub struct MeshNetworks {
     /// Networks of the Services' cluster IPs, in CIDR notation.
-    #[serde(
-        default,
-        rename = "serviceCIDRs",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(default, rename = "serviceCIDRs", skip_serializing_if = "Vec::is_empty")]
     pub service_cidrs: Vec<String>,
     /// Networks of the pods, in CIDR notation.
     #[serde(default, rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
@@ -131,9 +125,7 @@ impl Default for MeshSettings {
     /// What holds where there is no `MeshConfig`.
     fn default() -> Self {
         Self {
-            trust_domain: DEFAULT_TRUST_DOMAIN
-                .parse()
-                .expect("the default is a trust domain"),
+            trust_domain: DEFAULT_TRUST_DOMAIN.parse().expect("the default is a trust domain"),
             svid_ttl: DEFAULT_SVID_TTL,
             mtls_floor: MtlsMode::Permissive,
             authorization_default: DefaultAction::Allow,
@@ -159,19 +151,11 @@ impl MeshConfigSpec {
         let mut problems = Vec::new();
         let otherwise = MeshSettings::default();
         let named = self.trust_domain.as_deref();
-        let trust_domain =
-            named.and_then(|text| syntax::trust_domain("spec.trustDomain", text, &mut problems));
+        let trust_domain = named.and_then(|text| syntax::trust_domain("spec.trustDomain", text, &mut problems));
         let trust_domain = trust_domain.unwrap_or(otherwise.trust_domain);
-        let svid_ttl = self
-            .svid_ttl
-            .as_deref()
-            .and_then(|text| svid_ttl(text, &mut problems));
+        let svid_ttl = self.svid_ttl.as_deref().and_then(|text| svid_ttl(text, &mut problems));
         let networks = self.networks.clone().unwrap_or_default();
-        let service_cidrs = syntax::cidrs(
-            "spec.networks.serviceCIDRs",
-            &networks.service_cidrs,
-            &mut problems,
-        );
+        let service_cidrs = syntax::cidrs("spec.networks.serviceCIDRs", &networks.service_cidrs, &mut problems);
         let pod_cidrs = syntax::cidrs("spec.networks.podCIDRs", &networks.pod_cidrs, &mut problems);
         for (index, certificate) in self.ingress_certificates.iter().enumerate() {
             certificate.check(index, &trust_domain, &mut problems);
@@ -179,8 +163,7 @@ impl MeshConfigSpec {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let said =
-            |action: Option<Action>, otherwise| action.map_or(otherwise, DefaultAction::from);
+        let said = |action: Option<Action>, otherwise| action.map_or(otherwise, DefaultAction::from);
         let authorization = self
             .authorization
             .as_ref()
@@ -207,20 +190,9 @@ impl IngressCertificate {
     fn check(&self, index: usize, trust_domain: &TrustDomain, problems: &mut Vec<Problem>) {
         let path = format!("spec.ingressCertificates[{index}]");
         let named = syntax::namespace(&format!("{path}.namespace"), &self.namespace, problems)
-            & syntax::object_name(
-                &format!("{path}.serviceAccount"),
-                &self.service_account,
-                problems,
-            );
-        if named
-            && let Err(error) =
-                SpiffeId::workload(trust_domain, &self.namespace, &self.service_account)
-        {
-            problems.push(Problem::new(
-                path,
-                "the parts of a SPIFFE ID",
-                error.to_string(),
-            ));
+            & syntax::object_name(&format!("{path}.serviceAccount"), &self.service_account, problems);
+        if named && let Err(error) = SpiffeId::workload(trust_domain, &self.namespace, &self.service_account) {
+            problems.push(Problem::new(path, "the parts of a SPIFFE ID", error.to_string()));
         }
     }
 }
@@ -236,8 +208,7 @@ const SHORTEST_SVID_TTL: Duration = HOUR;
 const LONGEST_SVID_TTL: Duration = HOUR.saturating_mul(24 * 7);
 
 fn svid_ttl(text: &str, problems: &mut Vec<Problem>) -> Option<Duration> {
-    let ttl =
-        syntax::duration(text).filter(|ttl| (SHORTEST_SVID_TTL..=LONGEST_SVID_TTL).contains(ttl));
+    let ttl = syntax::duration(text).filter(|ttl| (SHORTEST_SVID_TTL..=LONGEST_SVID_TTL).contains(ttl));
     if ttl.is_none() {
         problems.push(Problem::new(
             "spec.svidTtl",

@@ -69,9 +69,7 @@ impl MtlsPolicySpec {
             selector.check(&mut problems);
         }
         let scope = match (self.port, &self.selector) {
-            (Some(number), _) => {
-                syntax::port("spec.port", number, &mut problems).map(MtlsScope::Port)
-            }
+            (Some(number), _) => syntax::port("spec.port", number, &mut problems).map(MtlsScope::Port),
             (None, Some(selector)) if !selector.is_empty() => Some(MtlsScope::Workload),
             (None, _) => Some(MtlsScope::Namespace),
         };
@@ -80,9 +78,7 @@ impl MtlsPolicySpec {
             .as_deref()
             .map(|text| syntax::timestamp("spec.until", text, &mut problems));
         let terms = match (self.mode, until) {
-            (MtlsMode::Permissive, until) => MtlsTerms::Permissive {
-                until: until.flatten(),
-            },
+            (MtlsMode::Permissive, until) => MtlsTerms::Permissive { until: until.flatten() },
             (MtlsMode::Strict, None) => MtlsTerms::Strict,
             (MtlsMode::Strict, Some(_)) => {
                 let problem = Problem::new("spec.until", "nothing beside `mode: Strict`", "a time");

@@ -23,8 +23,7 @@ const ANYWHERE: Fields = &[
 ];
 
 const L4: &str = "policies are by identity and port only; what is inside of HTTP is not looked at";
-const MTLS_INGRESS: &str =
-    "clients outside of the mesh get in by mutual TLS with a named principal only";
+const MTLS_INGRESS: &str = "clients outside of the mesh get in by mutual TLS with a named principal only";
 const CIDR_EGRESS: &str = "destinations are named by network and port only";
 const MESH: &str = "the mesh has no such setting";
 
@@ -35,14 +34,8 @@ const fn fields(kind: Kind) -> Fields {
                 "spec.mtls.mode",
                 "an enrolled namespace is Strict; MtlsPolicy changes that",
             ),
-            (
-                "spec.protocols",
-                "UDP and SCTP are neither captured nor encrypted",
-            ),
-            (
-                "spec.otherProtocols",
-                "UDP and SCTP are neither captured nor encrypted",
-            ),
+            ("spec.protocols", "UDP and SCTP are neither captured nor encrypted"),
+            ("spec.otherProtocols", "UDP and SCTP are neither captured nor encrypted"),
             ("spec.udp", "UDP is neither captured nor encrypted"),
             ("spec.sctp", "SCTP is neither captured nor encrypted"),
             ("spec.tls", MESH),
@@ -50,10 +43,7 @@ const fn fields(kind: Kind) -> Fields {
             ("spec.mtls.minVersion", MESH),
             ("spec.sidecar", MESH),
             ("spec.proxy", MESH),
-            (
-                "spec.capture",
-                "what is not captured is said by the pod's annotations",
-            ),
+            ("spec.capture", "what is not captured is said by the pod's annotations"),
             ("spec.telemetry", MESH),
             ("spec.tracing", MESH),
             ("spec.accessLog", MESH),

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::problem::{describe, quote};
 use crate::{
-    AuthorizationPolicy, EgressPolicy, IngressPolicy, MESH_CONFIG_NAME, MeshConfig, MeshSettings,
-    MtlsPolicy, NOT_SUPPORTED_YET, ParseError, Problem, Selector, not_yet, schema, syntax,
+    AuthorizationPolicy, EgressPolicy, IngressPolicy, MESH_CONFIG_NAME, MeshConfig, MeshSettings, MtlsPolicy,
+    NOT_SUPPORTED_YET, ParseError, Problem, Selector, not_yet, schema, syntax,
 };
 
 /// The API group of the custom resources.
@@ -77,18 +77,15 @@ impl FromStr for Kind {
     type Err = Problem;
 
     fn from_str(text: &str) -> Result<Self, Problem> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
-            .ok_or_else(|| {
-                let hint = if not_yet::KINDS.contains(&text) {
-                    NOT_SUPPORTED_YET
-                } else {
-                    "unknown kind"
-                };
-                let known = Self::ALL.map(|kind| format!("`{kind}`")).join(" or ");
-                Problem::new("kind", known, quote(text)).hint(hint)
-            })
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(|| {
+            let hint = if not_yet::KINDS.contains(&text) {
+                NOT_SUPPORTED_YET
+            } else {
+                "unknown kind"
+            };
+            let known = Self::ALL.map(|kind| format!("`{kind}`")).join(" or ");
+            Problem::new("kind", known, quote(text)).hint(hint)
+        })
     }
 }
 
@@ -139,9 +136,7 @@ impl Object {
     pub fn namespace(&self) -> Option<&str> {
         match self {
             Self::Refused(refused) => Some(&refused.namespace),
-            _ => self
-                .metadata()
-                .and_then(|metadata| metadata.namespace.as_deref()),
+            _ => self.metadata().and_then(|metadata| metadata.namespace.as_deref()),
         }
     }
 
@@ -252,11 +247,7 @@ fn typed(kind: Kind, fields: &Map<String, Value>) -> Result<Object, Vec<Problem>
     let metadata = fields.get("metadata").cloned().unwrap_or_default();
     match serde_json::from_value::<ObjectMeta>(metadata) {
         Ok(metadata) => check_metadata(kind, &metadata, &mut problems),
-        Err(error) => problems.push(Problem::new(
-            "metadata",
-            "the metadata of an object",
-            error.to_string(),
-        )),
+        Err(error) => problems.push(Problem::new("metadata", "the metadata of an object", error.to_string())),
     }
     problems.extend(schema::check(kind, fields));
     if !problems.is_empty() {
@@ -270,21 +261,12 @@ fn typed(kind: Kind, fields: &Map<String, Value>) -> Result<Object, Vec<Problem>
         Kind::EgressPolicy => read(fields).map(Object::EgressPolicy),
     }?;
     let problems = object.validate();
-    if problems.is_empty() {
-        Ok(object)
-    } else {
-        Err(problems)
-    }
+    if problems.is_empty() { Ok(object) } else { Err(problems) }
 }
 
 fn read<T: DeserializeOwned>(fields: &Map<String, Value>) -> Result<T, Vec<Problem>> {
-    serde_json::from_value(Value::Object(fields.clone())).map_err(|error| {
-        vec![Problem::new(
-            "object",
-            "what its schema says",
-            error.to_string(),
-        )]
-    })
+    serde_json::from_value(Value::Object(fields.clone()))
+        .map_err(|error| vec![Problem::new("object", "what its schema says", error.to_string())])
 }
 
 fn check_metadata(kind: Kind, metadata: &ObjectMeta, problems: &mut Vec<Problem>) {
@@ -298,21 +280,13 @@ fn check_metadata(kind: Kind, metadata: &ObjectMeta, problems: &mut Vec<Problem>
         (_, Some(name)) => {
             syntax::object_name("metadata.name", name, problems);
         }
-        (_, None) => problems.push(Problem::new(
-            "metadata.name",
-            "the object's name",
-            "nothing",
-        )),
+        (_, None) => problems.push(Problem::new("metadata.name", "the object's name", "nothing")),
     }
     match (kind.is_namespaced(), metadata.namespace.as_deref()) {
         (true, Some(namespace)) => {
             syntax::namespace("metadata.namespace", namespace, problems);
         }
-        (true, None) => problems.push(Problem::new(
-            "metadata.namespace",
-            "the object's namespace",
-            "nothing",
-        )),
+        (true, None) => problems.push(Problem::new("metadata.namespace", "the object's namespace", "nothing")),
         (false, Some(namespace)) => {
             problems.push(Problem::new(
                 "metadata.namespace",
@@ -332,8 +306,7 @@ fn refusal(kind: Option<Kind>, fields: &Map<String, Value>, problems: Vec<Proble
         .flatten()
         .map(|text| quote(text).replace('`', ""));
     let place = place.collect::<Vec<_>>().join("/");
-    let kind_name = text(fields, "kind")
-        .map_or_else(|| "object".to_owned(), |text| quote(text).replace('`', ""));
+    let kind_name = text(fields, "kind").map_or_else(|| "object".to_owned(), |text| quote(text).replace('`', ""));
     let object = if place.is_empty() {
         format!("{kind_name} without a name")
     } else {
@@ -341,12 +314,7 @@ fn refusal(kind: Option<Kind>, fields: &Map<String, Value>, problems: Vec<Proble
     };
     let stand_in = kind.zip(part("namespace")).and_then(|(kind, namespace)| {
         let name = part("name").unwrap_or_default();
-        stand_in(
-            kind,
-            namespace,
-            name,
-            fields.get("spec").and_then(Value::as_object),
-        )
+        stand_in(kind, namespace, name, fields.get("spec").and_then(Value::as_object))
     });
     ParseError {
         object,
@@ -355,23 +323,14 @@ fn refusal(kind: Option<Kind>, fields: &Map<String, Value>, problems: Vec<Proble
     }
 }
 
-fn stand_in(
-    kind: Kind,
-    namespace: &str,
-    name: &str,
-    spec: Option<&Map<String, Value>>,
-) -> Option<Object> {
+fn stand_in(kind: Kind, namespace: &str, name: &str, spec: Option<&Map<String, Value>>) -> Option<Object> {
     let closes = match kind {
         Kind::MtlsPolicy => true,
         // What is in audit decides nothing, understood or not.
-        Kind::AuthorizationPolicy => {
-            spec.and_then(|spec| text(spec, "enforcement")) != Some("audit")
-        }
+        Kind::AuthorizationPolicy => spec.and_then(|spec| text(spec, "enforcement")) != Some("audit"),
         Kind::MeshConfig | Kind::IngressPolicy | Kind::EgressPolicy => false,
     };
-    let labels = spec
-        .and_then(|spec| spec.get("selector"))
-        .and_then(only_match_labels);
+    let labels = spec.and_then(|spec| spec.get("selector")).and_then(only_match_labels);
     closes.then(|| {
         Object::Refused(RefusedPolicy {
             kind,

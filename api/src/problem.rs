@@ -24,11 +24,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub(crate) fn new(
-        path: impl Into<String>,
-        expected: impl Into<String>,
-        found: impl Into<String>,
-    ) -> Self {
+    pub(crate) fn new(path: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self {
             path: path.into(),
             expected: expected.into(),
@@ -50,11 +46,7 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: expected {}, found {}",
-            self.path, self.expected, self.found
-        )?;
+        write!(f, "{}: expected {}, found {}", self.path, self.expected, self.found)?;
         if !self.hint.is_empty() {
             write!(f, " ({})", self.hint)?;
         }
@@ -103,15 +95,7 @@ pub(crate) fn describe(value: &Value) -> String {
 /// A text that someone else wrote, in quotes, without control characters and of bounded length.
 pub(crate) fn quote(text: &str) -> String {
     const MOST: usize = 80;
-    let start: String = text
-        .chars()
-        .take(MOST)
-        .flat_map(char::escape_debug)
-        .collect();
-    let more = if text.chars().nth(MOST).is_some() {
-        "…"
-    } else {
-        ""
-    };
+    let start: String = text.chars().take(MOST).flat_map(char::escape_debug).collect();
+    let more = if text.chars().nth(MOST).is_some() { "…" } else { "" };
     format!("`{start}{more}`")
 }

@@ -10,10 +10,7 @@ use kube::CustomResourceExt;
 use serde_json::{Map, Value};
 
 use crate::problem::{NOT_SUPPORTED_YET, describe, quote};
-use crate::{
-    AuthorizationPolicy, EgressPolicy, IngressPolicy, Kind, MeshConfig, MtlsPolicy, Problem,
-    not_yet,
-};
+use crate::{AuthorizationPolicy, EgressPolicy, IngressPolicy, Kind, MeshConfig, MtlsPolicy, Problem, not_yet};
 
 /// No reader mends more than these at once, and a hostile file must not cost more.
 const MOST_PROBLEMS: usize = 50;
@@ -34,9 +31,7 @@ pub(crate) fn check(kind: Kind, object: &Map<String, Value>) -> Vec<Problem> {
         match (name.as_str(), property(root, name)) {
             ("apiVersion" | "kind" | "metadata", _) => {}
             (_, Some(schema)) => check.value(name, schema, value),
-            (_, None) => {
-                check.unknown_field(name, ["apiVersion", "kind", "metadata", "spec"].into_iter())
-            }
+            (_, None) => check.unknown_field(name, ["apiVersion", "kind", "metadata", "spec"].into_iter()),
         }
     }
     check.required("", root, object);
@@ -55,12 +50,7 @@ fn crd(kind: Kind) -> CustomResourceDefinition {
 
 fn schema(kind: Kind) -> &'static Value {
     static SCHEMAS: OnceLock<Vec<(Kind, Value)>> = OnceLock::new();
-    let schemas = SCHEMAS.get_or_init(|| {
-        Kind::ALL
-            .into_iter()
-            .map(|kind| (kind, root_schema(kind)))
-            .collect()
-    });
+    let schemas = SCHEMAS.get_or_init(|| Kind::ALL.into_iter().map(|kind| (kind, root_schema(kind))).collect());
     schemas
         .iter()
         .find(|(of, _)| *of == kind)
@@ -112,9 +102,7 @@ impl Check {
     }
 
     fn object(&mut self, path: &str, schema: &Value, fields: &Map<String, Value>) {
-        let free = schema
-            .get("additionalProperties")
-            .filter(|free| free.is_object());
+        let free = schema.get("additionalProperties").filter(|free| free.is_object());
         for (name, value) in fields {
             if self.problems.len() >= MOST_PROBLEMS {
                 return;
@@ -147,12 +135,7 @@ impl Check {
     }
 
     fn integer(&mut self, path: &str, schema: &Value, value: &Value) {
-        let bound = |name: &str, otherwise| {
-            schema
-                .get(name)
-                .and_then(Value::as_f64)
-                .unwrap_or(otherwise)
-        };
+        let bound = |name: &str, otherwise| schema.get(name).and_then(Value::as_f64).unwrap_or(otherwise);
         let range = bound("minimum", f64::MIN)..=bound("maximum", f64::MAX);
         let whole = value.as_i64().is_some() || value.as_u64().is_some();
         if !whole || !value.as_f64().is_some_and(|number| range.contains(&number)) {
@@ -169,8 +152,7 @@ impl Check {
                 } else {
                     format!("{path}.{name}")
                 };
-                let expected =
-                    property(schema, name).map_or_else(|| "a value".to_owned(), expected);
+                let expected = property(schema, name).map_or_else(|| "a value".to_owned(), expected);
                 self.note(Problem::new(path, expected, "nothing"));
             }
         }
@@ -184,14 +166,7 @@ impl Check {
         };
         let name = path.rsplit_once('.').map_or(path, |(_, name)| name);
         let expected = format!("only {}", known.join(", "));
-        self.note(
-            Problem::new(
-                shorten(path),
-                expected,
-                format!("the field {}", quote(name)),
-            )
-            .hint(hint),
-        );
+        self.note(Problem::new(shorten(path), expected, format!("the field {}", quote(name))).hint(hint));
     }
 }
 

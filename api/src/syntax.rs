@@ -25,8 +25,7 @@ pub(crate) fn namespace(path: &str, text: &str, problems: &mut Vec<Problem>) -> 
 
 /// An object's or service account's name: an RFC 1123 subdomain.
 pub(crate) fn object_name(path: &str, text: &str, problems: &mut Vec<Problem>) -> bool {
-    let expected =
-        "a name: up to 253 of a-z, 0-9, `-` and `.`, with a letter or digit at both ends";
+    let expected = "a name: up to 253 of a-z, 0-9, `-` and `.`, with a letter or digit at both ends";
     note(is_dns_subdomain(text), path, expected, text, problems)
 }
 
@@ -52,19 +51,11 @@ pub(crate) fn label_value(path: &str, text: &str, problems: &mut Vec<Problem>) -
 }
 
 /// A trust domain.
-pub(crate) fn trust_domain(
-    path: &str,
-    text: &str,
-    problems: &mut Vec<Problem>,
-) -> Option<TrustDomain> {
+pub(crate) fn trust_domain(path: &str, text: &str, problems: &mut Vec<Problem>) -> Option<TrustDomain> {
     text.parse()
         .map_err(|error| {
             let expected = "a trust domain: a-z, 0-9, `-`, `_` and `.`";
-            problems.push(Problem::new(
-                path,
-                expected,
-                format!("{} ({error})", quote(text)),
-            ));
+            problems.push(Problem::new(path, expected, format!("{} ({error})", quote(text))));
         })
         .ok()
 }
@@ -73,11 +64,7 @@ pub(crate) fn trust_domain(
 pub(crate) fn spiffe_id(path: &str, text: &str, problems: &mut Vec<Problem>) -> Option<SpiffeId> {
     let expected = "a SPIFFE ID such as `spiffe://cluster.local/ns/shop/sa/web`";
     let id = text.parse::<SpiffeId>().map_err(|error| {
-        problems.push(Problem::new(
-            path,
-            expected,
-            format!("{} ({error})", quote(text)),
-        ));
+        problems.push(Problem::new(path, expected, format!("{} ({error})", quote(text))));
     });
     let id = id.ok()?;
     // An ID without a path is the trust domain's own; no workload has it.
@@ -85,16 +72,10 @@ pub(crate) fn spiffe_id(path: &str, text: &str, problems: &mut Vec<Problem>) -> 
 }
 
 /// A SPIFFE ID, exact or a prefix that ends in `/*`.
-pub(crate) fn spiffe_id_pattern(
-    path: &str,
-    text: &str,
-    problems: &mut Vec<Problem>,
-) -> Option<SpiffeIdPattern> {
+pub(crate) fn spiffe_id_pattern(path: &str, text: &str, problems: &mut Vec<Problem>) -> Option<SpiffeIdPattern> {
     let pattern = text.parse();
     pattern
-        .map_err(|error: byrnie_policy::PolicyError| {
-            problems.push(Problem::new(path, error.expected, error.found))
-        })
+        .map_err(|error: byrnie_policy::PolicyError| problems.push(Problem::new(path, error.expected, error.found)))
         .ok()
 }
 
@@ -104,11 +85,7 @@ pub(crate) fn cidrs(path: &str, texts: &[String], problems: &mut Vec<Problem>) -
     for (index, text) in texts.iter().enumerate() {
         match parse_cidr(text) {
             Ok(network) => networks.push(network),
-            Err(error) => problems.push(Problem::new(
-                format!("{path}[{index}]"),
-                error.expected,
-                error.found,
-            )),
+            Err(error) => problems.push(Problem::new(format!("{path}[{index}]"), error.expected, error.found)),
         }
     }
     networks
@@ -176,12 +153,8 @@ fn is_dns_subdomain(text: &str) -> bool {
 }
 
 fn is_dns_part(text: &str) -> bool {
-    let edge = |byte: Option<u8>| {
-        byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-    };
-    edge(text.bytes().next())
-        && edge(text.bytes().last())
-        && text.bytes().all(|byte| edge(Some(byte)) || byte == b'-')
+    let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    edge(text.bytes().next()) && edge(text.bytes().last()) && text.bytes().all(|byte| edge(Some(byte)) || byte == b'-')
 }
 
 fn is_label_text(text: &str) -> bool {

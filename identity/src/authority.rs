@@ -82,11 +82,7 @@ impl CertificateAuthority {
     ///
     /// # Errors
     /// As there.
-    pub fn create_with(
-        trust_domain: TrustDomain,
-        clock: &Clock,
-        limits: IssueLimits,
-    ) -> Result<Self, AuthorityError> {
+    pub fn create_with(trust_domain: TrustDomain, clock: &Clock, limits: IssueLimits) -> Result<Self, AuthorityError> {
         let root = Signer::new_root(&trust_domain, unix_seconds(clock.wall()))?;
         Self::with_root(trust_domain, clock, limits, root, None, None)
     }
@@ -97,11 +93,7 @@ impl CertificateAuthority {
     /// # Errors
     /// When a file can't be read or written, is damaged, or belongs to another trust domain: with its path. What is
     /// there is never replaced by something new because it can't be read.
-    pub fn open_or_create(
-        dir: &Path,
-        trust_domain: TrustDomain,
-        clock: &Clock,
-    ) -> Result<Self, AuthorityError> {
+    pub fn open_or_create(dir: &Path, trust_domain: TrustDomain, clock: &Clock) -> Result<Self, AuthorityError> {
         Self::open_or_create_with(dir, trust_domain, clock, IssueLimits::default())
     }
 
@@ -128,14 +120,7 @@ impl CertificateAuthority {
                 root
             }
         };
-        Self::with_root(
-            trust_domain,
-            clock,
-            limits,
-            root,
-            issuing,
-            Some(dir.to_owned()),
-        )
+        Self::with_root(trust_domain, clock, limits, root, issuing, Some(dir.to_owned()))
     }
 
     /// What others need to verify what this authority issued.
@@ -159,12 +144,7 @@ impl CertificateAuthority {
     /// # Errors
     /// For an ID that is no workload of this trust domain, a life outside the limits, another kind of key, an
     /// authority that has expired, or a chain that does not pass our own verification.
-    pub fn issue(
-        &self,
-        spki_der: &[u8],
-        id: &SpiffeId,
-        ttl: Duration,
-    ) -> Result<Issued, IssueError> {
+    pub fn issue(&self, spki_der: &[u8], id: &SpiffeId, ttl: Duration) -> Result<Issued, IssueError> {
         // A replacement that failed (a full disk) must not stop issuance while the present intermediate still can.
         if let Err(error) = self.maintain() {
             tracing::warn!(%error, "the issuing intermediate is due and could not be replaced");
@@ -181,18 +161,13 @@ impl CertificateAuthority {
         if !self.is_due(&self.issuing.load()) {
             return Ok(false);
         }
-        let _replacing = self
-            .replacing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.is_due(&self.issuing.load()) {
             return Ok(false);
         }
-        let issuing = self.root.new_intermediate(
-            &self.trust_domain,
-            self.now(),
-            self.limits.longest.saturating_mul(2),
-        )?;
+        let issuing =
+            self.root
+                .new_intermediate(&self.trust_domain, self.now(), self.limits.longest.saturating_mul(2))?;
         if let Some(dir) = &self.directory {
             write_signer(dir, ISSUING_FILE, &issuing)?;
         }
@@ -208,11 +183,7 @@ impl CertificateAuthority {
         issuing: Option<Signer>,
         directory: Option<PathBuf>,
     ) -> Result<Self, AuthorityError> {
-        let bundle = TrustBundle::new(
-            trust_domain.clone(),
-            BUNDLE_REVISION,
-            vec![root.certificate().clone()],
-        )?;
+        let bundle = TrustBundle::new(trust_domain.clone(), BUNDLE_REVISION, vec![root.certificate().clone()])?;
         let now = unix_seconds(clock.wall());
         if let Some(issuing) = &issuing {
             issuing
@@ -322,9 +293,7 @@ pub enum AuthorityError {
     #[error("certificate authority: a certificate made here does not pass verification: {0}")]
     Verify(#[from] VerifyError),
     /// The root's time is over (or, by this clock, has not come).
-    #[error(
-        "certificate authority: the root is valid from {not_before} to {not_after}, and it is {now}"
-    )]
+    #[error("certificate authority: the root is valid from {not_before} to {not_after}, and it is {now}")]
     RootNotValid {
         /// RFC 3339.
         not_before: String,

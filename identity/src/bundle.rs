@@ -41,31 +41,22 @@ impl TrustBundle {
         match distinct.len() {
             0 => return Err(BundleError::Empty(trust_domain)),
             count if count > MAX_ROOTS => {
-                return Err(BundleError::TooMany {
-                    trust_domain,
-                    count,
-                });
+                return Err(BundleError::TooMany { trust_domain, count });
             }
             _ => {}
         }
         let mut anchors = Vec::with_capacity(distinct.len());
         let mut facts = Vec::with_capacity(distinct.len());
         for (index, root) in distinct.iter().enumerate() {
-            let (anchor, fact) =
-                read_root(root, &trust_domain).map_err(|source| BundleError::Root {
-                    trust_domain: trust_domain.clone(),
-                    number: index + 1,
-                    source,
-                })?;
+            let (anchor, fact) = read_root(root, &trust_domain).map_err(|source| BundleError::Root {
+                trust_domain: trust_domain.clone(),
+                number: index + 1,
+                source,
+            })?;
             anchors.push(anchor);
             facts.push(fact);
         }
-        let digest = x509::sha256(
-            &distinct
-                .iter()
-                .flat_map(|root| x509::sha256(root))
-                .collect::<Vec<u8>>(),
-        );
+        let digest = x509::sha256(&distinct.iter().flat_map(|root| x509::sha256(root)).collect::<Vec<u8>>());
         let authorities = facts.iter().map(Authority::of).collect();
         Ok(Self(Arc::new(Inner {
             trust_domain,
@@ -82,11 +73,7 @@ impl TrustBundle {
     ///
     /// # Errors
     /// As [`TrustBundle::new`], and when the text is no PEM.
-    pub fn from_pem(
-        trust_domain: TrustDomain,
-        revision: u64,
-        pem: &[u8],
-    ) -> Result<Self, BundleError> {
+    pub fn from_pem(trust_domain: TrustDomain, revision: u64, pem: &[u8]) -> Result<Self, BundleError> {
         match x509::certificates_from_pem(pem) {
             Ok(roots) => Self::new(trust_domain, revision, roots),
             Err(error) => Err(BundleError::Pem {
@@ -162,14 +149,13 @@ impl TryFrom<&proto::Bundle> for TrustBundle {
     type Error = BundleError;
 
     fn try_from(message: &proto::Bundle) -> Result<Self, BundleError> {
-        let trust_domain =
-            message
-                .trust_domain
-                .parse()
-                .map_err(|source| BundleError::TrustDomain {
-                    found: message.trust_domain.chars().take(256).collect(),
-                    source,
-                })?;
+        let trust_domain = message
+            .trust_domain
+            .parse()
+            .map_err(|source| BundleError::TrustDomain {
+                found: message.trust_domain.chars().take(256).collect(),
+                source,
+            })?;
         // Counted before anything is copied or parsed.
         if message.roots.len() > MAX_ROOTS {
             return Err(BundleError::TooMany {
@@ -332,12 +318,8 @@ fn read_root(
 ) -> Result<(TrustAnchor<'static>, Facts), VerifyError> {
     let facts = x509::parse(root)?;
     rules::check_issuer(&facts, "the root", trust_domain)?;
-    let anchor = webpki::anchor_from_trusted_cert(root).map_err(|error| {
-        VerifyError::new(
-            VerifyCause::Malformed,
-            format!("the root can't be read: {error}"),
-        )
-    })?;
+    let anchor = webpki::anchor_from_trusted_cert(root)
+        .map_err(|error| VerifyError::new(VerifyCause::Malformed, format!("the root can't be read: {error}")))?;
     Ok((anchor.to_owned(), facts))
 }
 
@@ -357,9 +339,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("cluster.local")
-                && error.contains("root 2")
-                && error.contains("CA:FALSE"),
+            error.contains("cluster.local") && error.contains("root 2") && error.contains("CA:FALSE"),
             "{error}"
         );
         assert!(bundle(vec![b"garbage".to_vec().into()]).is_err());
@@ -367,17 +347,9 @@ mod tests {
         foreign.root.subject_alt_names = vec![uri("spiffe://other.example")];
         assert!(bundle(vec![foreign.make().root]).is_err());
         let many: Vec<_> = (0..65)
-            .map(|_| {
-                ca("root")
-                    .self_signed(&KeyPair::generate().unwrap())
-                    .unwrap()
-                    .into()
-            })
+            .map(|_| ca("root").self_signed(&KeyPair::generate().unwrap()).unwrap().into())
             .collect();
-        assert!(matches!(
-            bundle(many),
-            Err(BundleError::TooMany { count: 65, .. })
-        ));
+        assert!(matches!(bundle(many), Err(BundleError::TooMany { count: 65, .. })));
         assert_eq!(
             bundle(vec![made.root.clone(), made.root.clone()])
                 .unwrap()
@@ -391,8 +363,7 @@ mod tests {
     fn a_bundle_survives_pem_and_the_wire() {
         let roots = vec![Recipe::good().make().root, Recipe::good().make().root];
         let bundle = TrustBundle::new(trust_domain(TRUST_DOMAIN), 7, roots).unwrap();
-        let read = TrustBundle::from_pem(trust_domain(TRUST_DOMAIN), 7, bundle.to_pem().as_bytes())
-            .unwrap();
+        let read = TrustBundle::from_pem(trust_domain(TRUST_DOMAIN), 7, bundle.to_pem().as_bytes()).unwrap();
         assert_eq!(read, bundle);
         let message = proto::Bundle::from(&bundle);
         assert_eq!(TrustBundle::try_from(&message).unwrap(), bundle);
@@ -413,14 +384,7 @@ mod tests {
             TrustBundle::try_from(&flood),
             Err(BundleError::TooMany { count: 10_000, .. })
         ));
-        assert!(
-            TrustBundle::from_pem(
-                trust_domain(TRUST_DOMAIN),
-                1,
-                b"-----BEGIN CERTIFICATE-----\nAA"
-            )
-            .is_err()
-        );
+        assert!(TrustBundle::from_pem(trust_domain(TRUST_DOMAIN), 1, b"-----BEGIN CERTIFICATE-----\nAA").is_err());
         assert!(TrustBundle::from_pem(trust_domain(TRUST_DOMAIN), 1, b"no pem at all").is_err());
     }
 }

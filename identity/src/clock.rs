@@ -70,9 +70,9 @@ impl fmt::Debug for Clock {
 
 impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(
-            unix_seconds(self.wall()),
-        )))
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(unix_seconds(
+            self.wall(),
+        ))))
     }
 }
 
@@ -93,11 +93,7 @@ impl ManualClock {
     pub fn step_wall(&self, seconds: i64) {
         let by = Duration::from_secs(seconds.unsigned_abs());
         let mut times = lock(&self.0);
-        times.wall = if seconds < 0 {
-            times.wall - by
-        } else {
-            times.wall + by
-        };
+        times.wall = if seconds < 0 { times.wall - by } else { times.wall + by };
     }
 
     /// The machine sleeps: wall and boot time go on, monotonic time does not.

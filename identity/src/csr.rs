@@ -16,8 +16,7 @@ pub fn public_key(csr_der: &[u8]) -> Result<Vec<u8>, CsrError> {
     if csr_der.len() > MAX_REQUEST {
         return Err(CsrError::TooLong(csr_der.len()));
     }
-    let (rest, request) =
-        X509CertificationRequest::from_der(csr_der).map_err(|_| CsrError::Malformed)?;
+    let (rest, request) = X509CertificationRequest::from_der(csr_der).map_err(|_| CsrError::Malformed)?;
     if !rest.is_empty() {
         return Err(CsrError::Malformed);
     }
@@ -26,19 +25,11 @@ pub fn public_key(csr_der: &[u8]) -> Result<Vec<u8>, CsrError> {
     if request.signature_algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256 {
         return Err(CsrError::SignatureAlgorithm);
     }
-    if csr_der
-        != encode(
-            request.certification_request_info.raw,
-            &request.signature_value.data,
-        )
-    {
+    if csr_der != encode(request.certification_request_info.raw, &request.signature_value.data) {
         return Err(CsrError::Malformed);
     }
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point)
-        .verify(
-            request.certification_request_info.raw,
-            &request.signature_value.data,
-        )
+        .verify(request.certification_request_info.raw, &request.signature_value.data)
         .map_err(|_| CsrError::Signature)?;
     Ok(spki.to_vec())
 }
@@ -58,14 +49,10 @@ pub enum CsrError {
     #[error("the certificate signing request has {0} bytes: expected at most {MAX_REQUEST}")]
     TooLong(usize),
     /// No PKCS #10, or bytes after it.
-    #[error(
-        "the certificate signing request can't be read: expected PKCS #10 in DER and nothing after it"
-    )]
+    #[error("the certificate signing request can't be read: expected PKCS #10 in DER and nothing after it")]
     Malformed,
     /// Another kind of key.
-    #[error(
-        "the public key of the certificate signing request is not ECDSA on P-256 (uncompressed)"
-    )]
+    #[error("the public key of the certificate signing request is not ECDSA on P-256 (uncompressed)")]
     NotP256,
     /// Another kind of signature.
     #[error("the certificate signing request is not signed with ECDSA and SHA-256")]
@@ -79,9 +66,7 @@ pub enum CsrError {
 const MAX_REQUEST: usize = 8 * 1024;
 
 /// AlgorithmIdentifier of ECDSA with SHA-256, which has no parameters (RFC 5758 section 3.2).
-const ECDSA_WITH_SHA256: [u8; 12] = [
-    0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02,
-];
+const ECDSA_WITH_SHA256: [u8; 12] = [0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
 
 /// The one DER encoding of a request with this signed part and signature. The parser does not look at the class of a
 /// tag and at unused bits; comparing with this does.
@@ -93,9 +78,7 @@ fn encode(info: &[u8], signature: &[u8]) -> Vec<u8> {
 /// A DER element. Nothing here is longer than [`MAX_REQUEST`], so two bytes hold every length.
 fn element(tag: u8, content: &[&[u8]]) -> Vec<u8> {
     let content = content.concat();
-    let [high, low] = u16::try_from(content.len())
-        .unwrap_or(u16::MAX)
-        .to_be_bytes();
+    let [high, low] = u16::try_from(content.len()).unwrap_or(u16::MAX).to_be_bytes();
     let header: &[u8] = match (high, low) {
         (0, 0..=0x7f) => &[tag, low],
         (0, _) => &[tag, 0x81, low],
@@ -121,10 +104,7 @@ mod tests {
     #[test]
     fn what_else_a_request_asks_for_is_not_looked_at() {
         let key = KeyPair::generate().unwrap();
-        let mut params = crate::test_certificates::leaf(&[
-            "spiffe://cluster.local/ns/a/sa/b",
-            "https://x.example",
-        ]);
+        let mut params = crate::test_certificates::leaf(&["spiffe://cluster.local/ns/a/sa/b", "https://x.example"]);
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let request = params.serialize_request(&key).unwrap();
         assert_eq!(public_key(request.der()).unwrap(), key.spki_der());
@@ -133,17 +113,12 @@ mod tests {
     #[test]
     fn a_request_is_refused_for_what_is_wrong_with_it() {
         let good = KeyPair::generate().unwrap().csr_der().unwrap();
-        assert_eq!(
-            public_key(&[&good[..], &[0]].concat()),
-            Err(CsrError::Malformed)
-        );
+        assert_eq!(public_key(&[&good[..], &[0]].concat()), Err(CsrError::Malformed));
         assert_eq!(public_key(&[]), Err(CsrError::Malformed));
         assert_eq!(public_key(b"garbage"), Err(CsrError::Malformed));
         assert_eq!(public_key(&vec![0x30; 9000]), Err(CsrError::TooLong(9000)));
         let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
-        let other_curve = rcgen::CertificateParams::default()
-            .serialize_request(&p384)
-            .unwrap();
+        let other_curve = rcgen::CertificateParams::default().serialize_request(&p384).unwrap();
         assert_eq!(public_key(other_curve.der()), Err(CsrError::NotP256));
     }
 
@@ -152,10 +127,7 @@ mod tests {
         let (mine, theirs) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         let mut request = mine.csr_der().unwrap();
         let (mine, theirs) = (mine.spki_der(), theirs.spki_der());
-        let place = request
-            .windows(mine.len())
-            .position(|window| window == mine)
-            .unwrap();
+        let place = request.windows(mine.len()).position(|window| window == mine).unwrap();
         request[place..place + theirs.len()].copy_from_slice(&theirs);
         assert_eq!(public_key(&request), Err(CsrError::Signature));
     }

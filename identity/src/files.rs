@@ -43,8 +43,7 @@ pub(crate) fn read_private(dir: &Path, name: &str) -> io::Result<Zeroizing<Strin
     let metadata = file.metadata()?;
     if metadata.mode() & 0o077 != 0 {
         let found = metadata.mode() & 0o777;
-        let message =
-            format!("holds a private key and has mode {found:04o}: expected 0600 (`chmod 600`)");
+        let message = format!("holds a private key and has mode {found:04o}: expected 0600 (`chmod 600`)");
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
     }
     if metadata.len() > MAX_FILE {
@@ -61,11 +60,7 @@ pub(crate) fn read_private(dir: &Path, name: &str) -> io::Result<Zeroizing<Strin
 const MAX_FILE: u64 = 128 * 1024;
 
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(content)?;
     file.sync_all()
 }
@@ -83,10 +78,7 @@ mod tests {
         write_private(&state, "key.pem", b"old").unwrap();
         write_private(&state, "key.pem", b"new").unwrap();
         assert_eq!(fs::metadata(&state).unwrap().mode() & 0o777, 0o700);
-        assert_eq!(
-            fs::metadata(state.join("key.pem")).unwrap().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(state.join("key.pem")).unwrap().mode() & 0o777, 0o600);
         assert_eq!(read_private(&state, "key.pem").unwrap().as_str(), "new");
         assert_eq!(fs::read_dir(&state).unwrap().count(), 1);
     }
@@ -96,10 +88,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(".key.pem.new"), "half").unwrap();
         write_private(dir.path(), "key.pem", b"whole").unwrap();
-        assert_eq!(
-            read_private(dir.path(), "key.pem").unwrap().as_str(),
-            "whole"
-        );
+        assert_eq!(read_private(dir.path(), "key.pem").unwrap().as_str(), "whole");
     }
 
     #[test]
@@ -109,11 +98,7 @@ mod tests {
         private_directory(dir.path()).unwrap();
         assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700);
         fs::write(dir.path().join("key.pem"), "x").unwrap();
-        fs::set_permissions(
-            dir.path().join("key.pem"),
-            fs::Permissions::from_mode(0o640),
-        )
-        .unwrap();
+        fs::set_permissions(dir.path().join("key.pem"), fs::Permissions::from_mode(0o640)).unwrap();
         let error = read_private(dir.path(), "key.pem").unwrap_err();
         assert!(
             error.to_string().contains("0640") && error.to_string().contains("0600"),

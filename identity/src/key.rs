@@ -21,9 +21,8 @@ impl KeyPair {
     /// # Errors
     /// When that source fails.
     pub fn generate() -> Result<Self, KeyError> {
-        let document =
-            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
-                .map_err(|_| KeyError::Generate)?;
+        let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
+            .map_err(|_| KeyError::Generate)?;
         Self::from_pkcs8(document.as_ref())
     }
 
@@ -32,8 +31,7 @@ impl KeyPair {
     /// # Errors
     /// When there is no such section, or it is no P-256 key.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
-        let mut key =
-            PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| KeyError::NoKey)?;
+        let mut key = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| KeyError::NoKey)?;
         let read = Self::from_pkcs8(key.secret_pkcs8_der());
         key.zeroize();
         read
@@ -82,16 +80,13 @@ impl KeyPair {
     pub const SCHEME: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
 
     /// The same key as rustls wants it.
-    pub(crate) fn rustls_key(
-        &self,
-    ) -> Result<std::sync::Arc<dyn rustls::sign::SigningKey>, KeyError> {
+    pub(crate) fn rustls_key(&self) -> Result<std::sync::Arc<dyn rustls::sign::SigningKey>, KeyError> {
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.as_slice()));
         rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&der).map_err(|_| KeyError::NotP256)
     }
 
     fn from_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
-        let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der)
-            .map_err(|_| KeyError::NotP256)?;
+        let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der).map_err(|_| KeyError::NotP256)?;
         Ok(Self {
             signer,
             pkcs8: Zeroizing::new(der.to_vec()),
@@ -117,8 +112,7 @@ impl rcgen::PublicKeyData for KeyPair {
 
 impl rcgen::SigningKey for KeyPair {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        self.sign(message)
-            .map_err(|_| rcgen::Error::RingUnspecified)
+        self.sign(message).map_err(|_| rcgen::Error::RingUnspecified)
     }
 }
 
@@ -141,14 +135,13 @@ pub enum KeyError {
 }
 
 /// Unix line ends; the default of the library is CRLF.
-pub(crate) const PEM_STYLE: pem::EncodeConfig =
-    pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+pub(crate) const PEM_STYLE: pem::EncodeConfig = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
 
 /// Everything of a P-256 SubjectPublicKeyInfo before the uncompressed point: SEQUENCE, id-ecPublicKey, prime256v1,
 /// BIT STRING of 66 bytes with no unused bits (RFC 5480 section 2).
 pub(crate) const P256_SPKI_PREFIX: [u8; 26] = [
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
-    0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 
 #[cfg(test)]
@@ -175,10 +168,7 @@ mod tests {
     #[test]
     fn what_is_no_p256_key_is_refused() {
         let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
-        assert_eq!(
-            KeyPair::from_pem(&p384.serialize_pem()).unwrap_err(),
-            KeyError::NotP256
-        );
+        assert_eq!(KeyPair::from_pem(&p384.serialize_pem()).unwrap_err(), KeyError::NotP256);
         assert_eq!(KeyPair::from_pem("nothing").unwrap_err(), KeyError::NoKey);
         let empty = "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n";
         assert_eq!(KeyPair::from_pem(empty).unwrap_err(), KeyError::NotP256);
@@ -188,9 +178,6 @@ mod tests {
     fn the_public_key_is_what_openssl_would_write() {
         let spki = KeyPair::generate().unwrap().spki_der();
         assert_eq!(spki.len(), 91);
-        assert_eq!(
-            rcgen::SubjectPublicKeyInfo::from_der(&spki).map(|_| ()),
-            Ok(())
-        );
+        assert_eq!(rcgen::SubjectPublicKeyInfo::from_der(&spki).map(|_| ()), Ok(()));
     }
 }

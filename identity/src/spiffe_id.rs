@@ -64,11 +64,7 @@ impl SpiffeId {
     /// # Errors
     /// When a name can't be a path segment of a SPIFFE ID: empty, `.`, `..`, or with a character outside
     /// `[A-Za-z0-9.-_]`.
-    pub fn workload(
-        trust_domain: &TrustDomain,
-        namespace: &str,
-        service_account: &str,
-    ) -> Result<Self, SpiffeIdError> {
+    pub fn workload(trust_domain: &TrustDomain, namespace: &str, service_account: &str) -> Result<Self, SpiffeIdError> {
         check_segment(namespace)?;
         check_segment(service_account)?;
         format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}").parse()
@@ -106,8 +102,7 @@ impl SpiffeId {
 
     /// The service account, where the path is `/ns/<namespace>/sa/<service-account>` and nothing else.
     pub fn service_account(&self) -> Option<&str> {
-        self.workload_names()
-            .map(|(_, service_account)| service_account)
+        self.workload_names().map(|(_, service_account)| service_account)
     }
 
     fn workload_names(&self) -> Option<(&str, &str)> {
@@ -190,9 +185,7 @@ pub enum SpiffeIdError {
 
 /// The ID that a proxy requires of its control plane.
 pub fn control_plane_id(trust_domain: &TrustDomain) -> SpiffeId {
-    let uri = format!(
-        "{SCHEME}{trust_domain}/ns/{CONTROL_PLANE_NAMESPACE}/sa/{CONTROL_PLANE_SERVICE_ACCOUNT}"
-    );
+    let uri = format!("{SCHEME}{trust_domain}/ns/{CONTROL_PLANE_NAMESPACE}/sa/{CONTROL_PLANE_SERVICE_ACCOUNT}");
     SpiffeId {
         uri: uri.into(),
         trust_domain: trust_domain.clone(),
@@ -229,22 +222,14 @@ mod tests {
 
     #[rstest]
     #[case("spiffe://cluster.local", "cluster.local", "")]
-    #[case(
-        "spiffe://cluster.local/ns/shop/sa/web",
-        "cluster.local",
-        "/ns/shop/sa/web"
-    )]
+    #[case("spiffe://cluster.local/ns/shop/sa/web", "cluster.local", "/ns/shop/sa/web")]
     #[case(
         "spiffe://a_b-c.1/9eebccd2-12bf-40a6-b262-65fe0487d453",
         "a_b-c.1",
         "/9eebccd2-12bf-40a6-b262-65fe0487d453"
     )]
     #[case("spiffe://td/...", "td", "/...")]
-    fn a_well_formed_id_is_taken_apart(
-        #[case] uri: &str,
-        #[case] trust_domain: &str,
-        #[case] path: &str,
-    ) {
+    fn a_well_formed_id_is_taken_apart(#[case] uri: &str, #[case] trust_domain: &str, #[case] path: &str) {
         let id: SpiffeId = uri.parse().unwrap();
         assert_eq!(
             (id.as_str(), id.trust_domain().as_str(), id.path()),
@@ -260,14 +245,8 @@ mod tests {
     #[case("spiffe://", SpiffeIdError::NoTrustDomain)]
     #[case("spiffe:///ns/a/sa/b", SpiffeIdError::NoTrustDomain)]
     #[case("spiffe://Cluster.local/a", SpiffeIdError::TrustDomainCharacter('C'))]
-    #[case(
-        "spiffe://cluster.local:443/a",
-        SpiffeIdError::TrustDomainCharacter(':')
-    )]
-    #[case(
-        "spiffe://user@cluster.local/a",
-        SpiffeIdError::TrustDomainCharacter('@')
-    )]
+    #[case("spiffe://cluster.local:443/a", SpiffeIdError::TrustDomainCharacter(':'))]
+    #[case("spiffe://user@cluster.local/a", SpiffeIdError::TrustDomainCharacter('@'))]
     #[case("spiffe://cluster.local?x", SpiffeIdError::TrustDomainCharacter('?'))]
     #[case("spiffe://clüster.local/a", SpiffeIdError::TrustDomainCharacter('ü'))]
     #[case("spiffe://td/", SpiffeIdError::EmptySegment)]
@@ -308,10 +287,7 @@ mod tests {
     #[case("/sa/web/ns/shop", None)]
     #[case("/x/ns/shop/sa/web", None)]
     #[case("", None)]
-    fn only_the_workload_form_names_a_service_account(
-        #[case] path: &str,
-        #[case] names: Option<(&str, &str)>,
-    ) {
+    fn only_the_workload_form_names_a_service_account(#[case] path: &str, #[case] names: Option<(&str, &str)>) {
         let id: SpiffeId = format!("spiffe://td{path}").parse().unwrap();
         assert_eq!(id.namespace().zip(id.service_account()), names);
     }

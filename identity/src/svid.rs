@@ -142,12 +142,8 @@ impl Svid {
 
     fn from_pem(text: &str) -> Result<Self, SvidError> {
         let key = KeyPair::from_pem(text)?;
-        let chain = x509::certificates_from_pem(x509::after_key(text)).map_err(|error| {
-            VerifyError::new(
-                VerifyCause::Malformed,
-                format!("not readable as PEM: {error}"),
-            )
-        })?;
+        let chain = x509::certificates_from_pem(x509::after_key(text))
+            .map_err(|error| VerifyError::new(VerifyCause::Malformed, format!("not readable as PEM: {error}")))?;
         Self::new(chain, key)
     }
 }
@@ -253,16 +249,12 @@ mod tests {
             .push(uri("spiffe://cluster.local/ns/shop/sa/other"));
         let made = recipe.make();
         let refused = Svid::new(made.chain, made.leaf_key).unwrap_err();
-        assert!(
-            matches!(refused, SvidError::Chain(error) if error.cause == VerifyCause::SeveralUriSans)
-        );
+        assert!(matches!(refused, SvidError::Chain(error) if error.cause == VerifyCause::SeveralUriSans));
         assert!(Svid::new(Vec::new(), KeyPair::generate().unwrap()).is_err());
         let made = Recipe::good().make();
         let twice_the_leaf = vec![made.chain[0].clone(), made.chain[0].clone()];
         let refused = Svid::new(twice_the_leaf, made.leaf_key).unwrap_err();
-        assert!(
-            matches!(refused, SvidError::Chain(error) if error.cause == VerifyCause::NotAnIssuer)
-        );
+        assert!(matches!(refused, SvidError::Chain(error) if error.cause == VerifyCause::NotAnIssuer));
     }
 
     #[test]
@@ -273,10 +265,7 @@ mod tests {
         first.save(&dir).unwrap();
         second.save(&dir).unwrap();
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
-        assert_eq!(
-            fs::metadata(dir.join("svid.pem")).unwrap().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(dir.join("svid.pem")).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         let loaded = Svid::load(&dir).unwrap();
         assert_eq!(loaded.chain(), second.chain());
@@ -288,18 +277,11 @@ mod tests {
     fn a_damaged_file_is_an_error_with_its_path() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("svid.pem");
-        assert!(matches!(
-            Svid::load(dir.path()),
-            Err(SvidError::File { .. })
-        ));
+        assert!(matches!(Svid::load(dir.path()), Err(SvidError::File { .. })));
         svid().save(dir.path()).unwrap();
         let good = fs::read_to_string(&path).unwrap();
         let key_ends = good.find("-----BEGIN CERTIFICATE").unwrap();
-        let other_key = format!(
-            "{}{}",
-            *KeyPair::generate().unwrap().to_pem(),
-            &good[key_ends..]
-        );
+        let other_key = format!("{}{}", *KeyPair::generate().unwrap().to_pem(), &good[key_ends..]);
         let huge = "x".repeat(200_000);
         for bad in [
             "",

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -28,15 +28,10 @@ pub(crate) fn trust_domain(name: &str) -> TrustDomain {
 }
 
 /// A verifier that trusts `bundles`, and the hand of its clock, which stands at [`NOW`].
-pub(crate) fn verifier(
-    bundles: impl IntoIterator<Item = TrustBundle>,
-) -> (Arc<SvidVerifier>, ManualClock) {
+pub(crate) fn verifier(bundles: impl IntoIterator<Item = TrustBundle>) -> (Arc<SvidVerifier>, ManualClock) {
     let (clock, hand) = Clock::manual(start());
     (
-        SvidVerifier::new(
-            bundles.into_iter().collect::<TrustBundles>().shared(),
-            clock,
-        ),
+        SvidVerifier::new(bundles.into_iter().collect::<TrustBundles>().shared(), clock),
         hand,
     )
 }
@@ -78,14 +73,10 @@ impl Recipe {
     }
 
     pub(crate) fn make_with_root_key(&self, root_key: KeyPair) -> Made {
-        let (intermediate_key, leaf_key) =
-            (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let (intermediate_key, leaf_key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         let root = self.root.self_signed(&root_key).unwrap();
         let by_root = Issuer::from_params(&self.root, root_key);
-        let intermediate = self
-            .intermediate
-            .signed_by(&intermediate_key, &by_root)
-            .unwrap();
+        let intermediate = self.intermediate.signed_by(&intermediate_key, &by_root).unwrap();
         let by_intermediate = Issuer::from_params(&self.intermediate, &intermediate_key);
         let leaf = self.leaf.signed_by(&leaf_key, &by_intermediate).unwrap();
         Made {
@@ -109,14 +100,11 @@ pub(crate) fn leaf(uris: &[&str]) -> CertificateParams {
     let mut params = named("test leaf");
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.subject_alt_names = uris.iter().map(|name| uri(name)).collect();
-    params.subject_alt_names.push(SanType::DnsName(
-        "web.shop.cluster.local".try_into().unwrap(),
-    ));
+    params
+        .subject_alt_names
+        .push(SanType::DnsName("web.shop.cluster.local".try_into().unwrap()));
     valid(&mut params, -600, DAY);
     params
 }

@@ -16,8 +16,7 @@ pub(crate) fn rfc3339(seconds: u64) -> String {
 
 /// Whole seconds since the Unix epoch; 0 for anything before it, so that a clock set to the past finds nothing valid.
 pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The inverse of [`unix_seconds`]. Certificates can't name a time that `SystemTime` can't hold (year 9999).

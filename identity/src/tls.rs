@@ -17,8 +17,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{
-    CertificateError, ClientConfig, CommonState, ServerConfig, SupportedCipherSuite,
-    SupportedProtocolVersion,
+    CertificateError, ClientConfig, CommonState, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion,
 };
 
 use crate::svid::Svid;
@@ -82,10 +81,7 @@ pub fn server_config(
 ///
 /// # Errors
 /// When rustls can't be configured; not by any input.
-pub fn ingress_server_config(
-    svid: &Svid,
-    verifier: &Arc<SvidVerifier>,
-) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn ingress_server_config(svid: &Svid, verifier: &Arc<SvidVerifier>) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = server(svid, verifier, ClientAuth::Required, INGRESS_VERSIONS)?;
     config.require_ems = true;
     Ok(Arc::new(config))
@@ -96,10 +92,7 @@ pub fn ingress_server_config(
 ///
 /// # Errors
 /// When rustls can't be configured; not by any input.
-pub fn ingress_client_config(
-    svid: &Svid,
-    verifier: &Arc<SvidVerifier>,
-) -> Result<Arc<ClientConfig>, TlsError> {
+pub fn ingress_client_config(svid: &Svid, verifier: &Arc<SvidVerifier>) -> Result<Arc<ClientConfig>, TlsError> {
     let mut config = client(Some(svid), verifier, NameRule::MustMatch, INGRESS_VERSIONS)?;
     config.require_ems = true;
     Ok(Arc::new(config))
@@ -111,10 +104,7 @@ pub fn ingress_client_config(
 /// # Errors
 /// `no-certificate` for an anonymous client (or before the certificates came); else as
 /// [`SvidVerifier::verify`], since time and bundle may have changed in between.
-pub fn peer_identity(
-    connection: &CommonState,
-    verifier: &SvidVerifier,
-) -> Result<PeerIdentity, VerifyError> {
+pub fn peer_identity(connection: &CommonState, verifier: &SvidVerifier) -> Result<PeerIdentity, VerifyError> {
     verifier.verify(connection.peer_certificates().unwrap_or_default())
 }
 
@@ -123,9 +113,7 @@ pub fn peer_identity(
 pub fn verify_error(error: &rustls::Error) -> Option<&VerifyError> {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::Other(other)) => other.0.downcast_ref(),
-        rustls::Error::InvalidCertificate(CertificateError::BadSignature) => {
-            Some(&BAD_HANDSHAKE_SIGNATURE)
-        }
+        rustls::Error::InvalidCertificate(CertificateError::BadSignature) => Some(&BAD_HANDSHAKE_SIGNATURE),
         rustls::Error::NoCertificatesPresented => Some(&NO_CERTIFICATE),
         _ => None,
     }
@@ -203,19 +191,12 @@ fn client(
     name_rule: NameRule,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Result<ClientConfig, TlsError> {
-    let builder = ClientConfig::builder_with_details(
-        Arc::clone(&PROVIDER),
-        Arc::new(verifier.clock().clone()),
-    )
-    .with_protocol_versions(versions)?
-    .dangerous()
-    .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(
-        Arc::clone(verifier),
-        name_rule,
-    )));
+    let builder = ClientConfig::builder_with_details(Arc::clone(&PROVIDER), Arc::new(verifier.clock().clone()))
+        .with_protocol_versions(versions)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(Arc::clone(verifier), name_rule)));
     let mut config = match svid {
-        Some(svid) => builder
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key()))),
+        Some(svid) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key()))),
         None => builder.with_no_client_auth(),
     };
     config.resumption = Resumption::disabled();
@@ -229,16 +210,10 @@ fn server(
     client_auth: ClientAuth,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Result<ServerConfig, TlsError> {
-    let mut config = ServerConfig::builder_with_details(
-        Arc::clone(&PROVIDER),
-        Arc::new(verifier.clock().clone()),
-    )
-    .with_protocol_versions(versions)?
-    .with_client_cert_verifier(Arc::new(ClientVerifier::new(
-        Arc::clone(verifier),
-        client_auth,
-    )))
-    .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key())));
+    let mut config = ServerConfig::builder_with_details(Arc::clone(&PROVIDER), Arc::new(verifier.clock().clone()))
+        .with_protocol_versions(versions)?
+        .with_client_cert_verifier(Arc::new(ClientVerifier::new(Arc::clone(verifier), client_auth)))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key())));
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

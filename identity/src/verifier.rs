@@ -78,13 +78,8 @@ impl SvidVerifier {
         identity.check_time(unix_seconds(self.clock.wall()))?;
         let bundles = self.bundles.load();
         let id = identity.id();
-        let bundle = bundles
-            .get(id.trust_domain())
-            .ok_or_else(|| unknown_trust_domain(id))?;
-        if bundle
-            .authorities()
-            .any(|authority| authority == identity.authority())
-        {
+        let bundle = bundles.get(id.trust_domain()).ok_or_else(|| unknown_trust_domain(id))?;
+        if bundle.authorities().any(|authority| authority == identity.authority()) {
             return Ok(());
         }
         let detail = format!(
@@ -109,9 +104,7 @@ impl SvidVerifier {
         let bundles = self.bundles.load();
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.get(digest, |identity| {
-            bundles
-                .get(identity.id().trust_domain())
-                .map(TrustBundle::digest)
+            bundles.get(identity.id().trust_domain()).map(TrustBundle::digest)
         })
     }
 }
@@ -202,23 +195,17 @@ pub fn verify_signature(
         .find(|(known, _)| *known == scheme)
         .and_then(|(_, algorithms)| algorithms.first())
         .ok_or_else(|| {
-            let detail =
-                format!("signature scheme {scheme:?} is not among those allowed in TLS 1.3");
+            let detail = format!("signature scheme {scheme:?} is not among those allowed in TLS 1.3");
             VerifyError::new(VerifyCause::UnsupportedAlgorithm, detail)
         })?;
-    let leaf = EndEntityCert::try_from(leaf).map_err(|error| {
+    let leaf = EndEntityCert::try_from(leaf)
+        .map_err(|error| VerifyError::new(VerifyCause::Malformed, format!("no X.509 certificate: {error}")))?;
+    leaf.verify_signature(*algorithm, message, signature).map_err(|error| {
         VerifyError::new(
-            VerifyCause::Malformed,
-            format!("no X.509 certificate: {error}"),
+            VerifyCause::BadSignature,
+            format!("the signature does not fit the certificate: {error}"),
         )
-    })?;
-    leaf.verify_signature(*algorithm, message, signature)
-        .map_err(|error| {
-            VerifyError::new(
-                VerifyCause::BadSignature,
-                format!("the signature does not fit the certificate: {error}"),
-            )
-        })
+    })
 }
 
 pub(crate) use path::HANDSHAKE_ALGORITHMS;
@@ -236,19 +223,11 @@ struct Verified {
 
 fn check_window(not_before: u64, not_after: u64, now: u64, what: &str) -> Result<(), VerifyError> {
     if now > not_after {
-        let detail = format!(
-            "{what} expired at {}; it is {}",
-            rfc3339(not_after),
-            rfc3339(now)
-        );
+        let detail = format!("{what} expired at {}; it is {}", rfc3339(not_after), rfc3339(now));
         return Err(VerifyError::new(VerifyCause::Expired, detail));
     }
     if now < not_before {
-        let detail = format!(
-            "{what} is valid from {}; it is {}",
-            rfc3339(not_before),
-            rfc3339(now)
-        );
+        let detail = format!("{what} is valid from {}; it is {}", rfc3339(not_before), rfc3339(now));
         return Err(VerifyError::new(VerifyCause::NotYetValid, detail));
     }
     Ok(())

@@ -78,13 +78,10 @@ pub(crate) fn parse(der: &[u8]) -> Result<Facts, VerifyError> {
             der.len()
         )));
     }
-    let (rest, certificate) = X509Certificate::from_der(der)
-        .map_err(|error| malformed(format!("no X.509 certificate: {error}")))?;
+    let (rest, certificate) =
+        X509Certificate::from_der(der).map_err(|error| malformed(format!("no X.509 certificate: {error}")))?;
     if !rest.is_empty() {
-        return Err(malformed(format!(
-            "{} bytes follow the certificate",
-            rest.len()
-        )));
+        return Err(malformed(format!("{} bytes follow the certificate", rest.len())));
     }
     if certificate.version() != X509Version::V3 {
         return Err(malformed(format!(
@@ -122,28 +119,21 @@ pub(crate) fn parse(der: &[u8]) -> Result<Facts, VerifyError> {
 
 /// The distinguished name of whom a certificate speaks.
 pub(crate) fn subject(der: &[u8]) -> Result<String, VerifyError> {
-    let (_, certificate) = X509Certificate::from_der(der)
-        .map_err(|error| malformed(format!("no X.509 certificate: {error}")))?;
+    let (_, certificate) =
+        X509Certificate::from_der(der).map_err(|error| malformed(format!("no X.509 certificate: {error}")))?;
     Ok(certificate.subject().to_string())
 }
 
 /// Whether the key in the certificate `issuer` signed the certificate `der`.
 pub(crate) fn is_signed_by(der: &[u8], issuer: &[u8]) -> bool {
-    match (
-        X509Certificate::from_der(der),
-        X509Certificate::from_der(issuer),
-    ) {
-        (Ok((_, certificate)), Ok((_, issuer))) => certificate
-            .verify_signature(Some(issuer.public_key()))
-            .is_ok(),
+    match (X509Certificate::from_der(der), X509Certificate::from_der(issuer)) {
+        (Ok((_, certificate)), Ok((_, issuer))) => certificate.verify_signature(Some(issuer.public_key())).is_ok(),
         _ => false,
     }
 }
 
 /// All certificates of a PEM text, in order; other sections are skipped.
-pub(crate) fn certificates_from_pem(
-    pem: &[u8],
-) -> Result<Vec<CertificateDer<'static>>, rustls_pki_types::pem::Error> {
+pub(crate) fn certificates_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, rustls_pki_types::pem::Error> {
     CertificateDer::pem_slice_iter(pem).collect()
 }
 
@@ -156,9 +146,7 @@ pub(crate) fn after_key(text: &str) -> &[u8] {
 }
 
 /// `certificates` as PEM, in order.
-pub(crate) fn certificates_to_pem<'a>(
-    certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>,
-) -> String {
+pub(crate) fn certificates_to_pem<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> String {
     let sections = certificates
         .into_iter()
         .map(|der| pem::Pem::new("CERTIFICATE", der.as_ref()));
@@ -166,19 +154,13 @@ pub(crate) fn certificates_to_pem<'a>(
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
-    digest_array(&aws_lc_rs::digest::digest(
-        &aws_lc_rs::digest::SHA256,
-        bytes,
-    ))
+    digest_array(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))
 }
 
 pub(crate) fn digest_array(digest: &aws_lc_rs::digest::Digest) -> [u8; 32] {
     let mut array = [0; 32];
     // Both are 32 bytes; `zip` says so without a panic.
-    array
-        .iter_mut()
-        .zip(digest.as_ref())
-        .for_each(|(to, from)| *to = *from);
+    array.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
     array
 }
 
@@ -206,10 +188,7 @@ fn read_extension(extension: &X509Extension<'_>, facts: &mut Facts) -> Result<()
     }
     match parsed {
         ParsedExtension::ParseError { .. } => {
-            return Err(malformed(format!(
-                "extension {} can't be read",
-                extension.oid
-            )));
+            return Err(malformed(format!("extension {} can't be read", extension.oid)));
         }
         ParsedExtension::BasicConstraints(found) => {
             let found = BasicConstraints {
@@ -217,9 +196,7 @@ fn read_extension(extension: &X509Extension<'_>, facts: &mut Facts) -> Result<()
                 path_length: found.path_len_constraint,
             };
             if found.path_length.is_some() && !found.ca {
-                return Err(malformed(
-                    "basicConstraints has a path length without CA:TRUE",
-                ));
+                return Err(malformed("basicConstraints has a path length without CA:TRUE"));
             }
             facts.basic_constraints = Some(found);
         }
@@ -236,10 +213,7 @@ fn read_extension(extension: &X509Extension<'_>, facts: &mut Facts) -> Result<()
             });
         }
         ParsedExtension::SubjectAlternativeName(names) => {
-            names
-                .general_names
-                .iter()
-                .try_for_each(|name| read_name(name, facts))?;
+            names.general_names.iter().try_for_each(|name| read_name(name, facts))?;
         }
         // webpki enforces these where it meets them.
         ParsedExtension::NameConstraints(_) => {}
@@ -331,11 +305,7 @@ mod tests {
 
     #[test]
     fn one_element_is_told_from_more_or_less_of_it() {
-        for one in [
-            &[5, 0][..],
-            &[4, 1, 9],
-            &[&[0x04, 0x81, 0x80][..], &[0; 128]].concat(),
-        ] {
+        for one in [&[5, 0][..], &[4, 1, 9], &[&[0x04, 0x81, 0x80][..], &[0; 128]].concat()] {
             assert!(is_one_element(one));
             assert!(!is_one_element(&[one, &[0]].concat()));
             assert!(!is_one_element(&one[..one.len() - 1]));

@@ -62,8 +62,7 @@ impl HostCommand {
     /// More arguments.
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
-        self.args
-            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
@@ -232,14 +231,7 @@ pub(crate) fn show_files(files: &[(PathBuf, String)]) -> io::Result<()> {
     for (number, (path, content)) in files.iter().enumerate() {
         let source = scratch.join(number.to_string());
         fs::write(&source, content)?;
-        mount(
-            Some(&source),
-            path,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .map_err(|errno| {
+        mount(Some(&source), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|errno| {
             let error = io::Error::from(errno);
             io::Error::new(error.kind(), format!("showing {}: {error}", path.display()))
         })?;

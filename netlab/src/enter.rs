@@ -94,9 +94,7 @@ pub fn enter() -> Result<Entered, CannotRun> {
         (Some("init"), Some(privileges)) => be_init(privileges, parent),
         // Inside a PID namespace only our own init has the ID 1; a variable
         // that leaked out of an earlier run does not pass.
-        (Some("program"), Some(privileges)) if getppid() == Pid::from_raw(1) => {
-            settle_in(privileges)
-        }
+        (Some("program"), Some(privileges)) if getppid() == Pid::from_raw(1) => settle_in(privileges),
         _ => stay_outside(),
     }
 }
@@ -274,12 +272,8 @@ fn settle_in(privileges: Privileges) -> Result<Entered, CannotRun> {
         MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
         None::<&str>,
     );
-    links::loopback_up()
-        .map_err(|error| CannotRun::new("bring up loopback", &io::Error::other(error)))?;
-    Ok(Entered {
-        privileges,
-        host_pid,
-    })
+    links::loopback_up().map_err(|error| CannotRun::new("bring up loopback", &io::Error::other(error)))?;
+    Ok(Entered { privileges, host_pid })
 }
 
 /// The exit code of a process as a shell would give it.

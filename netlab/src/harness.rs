@@ -109,10 +109,7 @@ pub fn main_with(scenarios: &[Scenario], roles: &[Role], settings: &Settings) ->
             for scenario in &chosen {
                 println!("test {} ... not run", scenario.name);
             }
-            println!(
-                "\nnot run: {reason}\n0 passed, 0 failed, {} skipped",
-                chosen.len()
-            );
+            println!("\nnot run: {reason}\n0 passed, 0 failed, {} skipped", chosen.len());
             if std::env::var_os("BYRNIE_REQUIRE_LAB").is_some() {
                 ExitCode::FAILURE
             } else {
@@ -122,17 +119,8 @@ pub fn main_with(scenarios: &[Scenario], roles: &[Role], settings: &Settings) ->
     }
 }
 
-fn run_all(
-    entered: &Entered,
-    scenarios: &[Scenario],
-    threads: usize,
-    settings: &Settings,
-) -> ExitCode {
-    println!(
-        "\nrunning {} scenarios ({:?})",
-        scenarios.len(),
-        entered.privileges()
-    );
+fn run_all(entered: &Entered, scenarios: &[Scenario], threads: usize, settings: &Settings) -> ExitCode {
+    println!("\nrunning {} scenarios ({:?})", scenarios.len(), entered.privileges());
     let started = Instant::now();
     let afterwards = (settings.around)();
     let next = AtomicUsize::new(0);
@@ -169,9 +157,7 @@ fn run_all(
 fn run_one(entered: &Entered, scenario: &Scenario) -> Option<Verdict> {
     let thread = std::thread::Builder::new().name(scenario.name.to_owned());
     std::thread::scope(|scope| {
-        let running = thread
-            .spawn_scoped(scope, || (scenario.run)(entered))
-            .ok()?;
+        let running = thread.spawn_scoped(scope, || (scenario.run)(entered)).ok()?;
         running.join().ok()
     })
 }
@@ -230,9 +216,7 @@ impl Options {
             match name {
                 "--exact" => options.exact = true,
                 "--list" => options.list = true,
-                "--skip" => options
-                    .skipped
-                    .extend(value.or_else(|| args.next().cloned())),
+                "--skip" => options.skipped.extend(value.or_else(|| args.next().cloned())),
                 "--test-threads" => {
                     let given = value.or_else(|| args.next().cloned());
                     let number = given.and_then(|text| text.parse().ok());

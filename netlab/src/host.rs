@@ -98,9 +98,7 @@ impl Host {
     pub async fn connect_async(&self, to: SocketAddr) -> io::Result<tokio::net::TcpStream> {
         let socket = self.socket(to)?;
         socket.set_nonblocking(true)?;
-        tokio::net::TcpSocket::from_std_stream(socket.into())
-            .connect(to)
-            .await
+        tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await
     }
 
     /// Listens on this host.

@@ -40,18 +40,12 @@ impl Lab {
     ///
     /// # Errors
     /// As [`Lab::new`].
-    pub fn with_networks(
-        entered: &Entered,
-        name: &str,
-        networks: LabNetworks,
-    ) -> Result<Self, LabError> {
+    pub fn with_networks(entered: &Entered, name: &str, networks: LabNetworks) -> Result<Self, LabError> {
         let failed = |part: &str| LabError::at(&format!("{name}: {part}"));
-        let node = Host::new(&format!("{name}/node"), &networks.node(), entered)
-            .map_err(failed("the node"))?;
+        let node = Host::new(&format!("{name}/node"), &networks.node(), entered).map_err(failed("the node"))?;
         links::make_bridge(node.namespace(), &with_prefix(&networks, &networks.node()))
             .map_err(failed("the pods' bridge"))?;
-        let router = Host::new(&format!("{name}/router"), &networks.router(), entered)
-            .map_err(failed("the router"))?;
+        let router = Host::new(&format!("{name}/router"), &networks.router(), entered).map_err(failed("the router"))?;
         links::make_cable(
             End {
                 namespace: node.namespace(),
@@ -70,8 +64,7 @@ impl Lab {
         })
         .map_err(failed("the router's port"))?;
         forward(router.namespace()).map_err(failed("forwarding on the router"))?;
-        default_routes(node.namespace(), &networks, links::BRIDGE)
-            .map_err(failed("the node's default route"))?;
+        default_routes(node.namespace(), &networks, links::BRIDGE).map_err(failed("the node's default route"))?;
         Ok(Self {
             entered: *entered,
             networks,
@@ -108,12 +101,7 @@ impl Lab {
     ///
     /// # Errors
     /// [`LabError`] with the part that could not be made.
-    pub fn pod(
-        &self,
-        name: &str,
-        addresses: &[IpAddr],
-        routes: &[(IpNet, IpAddr)],
-    ) -> Result<Host, LabError> {
+    pub fn pod(&self, name: &str, addresses: &[IpAddr], routes: &[(IpNet, IpAddr)]) -> Result<Host, LabError> {
         let failed = |part: &str| LabError::at(&format!("pod {name}: {part}"));
         let pod = Host::new(name, addresses, &self.entered).map_err(failed("its namespace"))?;
         links::make_cable(
@@ -123,14 +111,9 @@ impl Lab {
             Some(links::BRIDGE),
         )
         .map_err(failed("its port on the bridge"))?;
-        links::configure(
-            pod.namespace(),
-            INSIDE,
-            &with_prefix(&self.networks, addresses),
-        )
-        .map_err(failed("its addresses"))?;
-        default_routes(pod.namespace(), &self.networks, INSIDE)
-            .map_err(failed("its default routes"))?;
+        links::configure(pod.namespace(), INSIDE, &with_prefix(&self.networks, addresses))
+            .map_err(failed("its addresses"))?;
+        default_routes(pod.namespace(), &self.networks, INSIDE).map_err(failed("its default routes"))?;
         for (destination, gateway) in routes {
             links::add_route(pod.namespace(), *destination, Some(*gateway), INSIDE)
                 .map_err(failed(&format!("its route to {destination}")))?;
@@ -160,21 +143,13 @@ impl Lab {
         links::make_cable(end, inside(&host), None, None).map_err(failed("its link"))?;
         let gateways: [IpAddr; 2] = [links::UPLINK_V4.into(), links::UPLINK_V6.into()];
         let [v4, v6] = gateways;
-        links::configure(router, &uplink, &[(v4, 32), (v6, 64)])
-            .map_err(failed("the router's end"))?;
+        links::configure(router, &uplink, &[(v4, 32), (v6, 64)]).map_err(failed("the router's end"))?;
         let alone: Vec<_> = addresses.iter().map(|a| (*a, full_length(*a))).collect();
         links::configure(host.namespace(), INSIDE, &alone).map_err(failed("its addresses"))?;
         for address in addresses {
             let gateway = if address.is_ipv4() { v4 } else { v6 };
             links::add_route(router, IpNet::from(*address), None, &uplink)
-                .and_then(|()| {
-                    links::add_route(
-                        host.namespace(),
-                        default_net(*address),
-                        Some(gateway),
-                        INSIDE,
-                    )
-                })
+                .and_then(|()| links::add_route(host.namespace(), default_net(*address), Some(gateway), INSIDE))
                 .map_err(failed("its routes"))?;
         }
         self.remember(&host);
@@ -198,8 +173,7 @@ impl Lab {
     /// [`LabError`] when the host is no pod of this lab, or was removed.
     pub fn remove(&self, pod: &Host) -> Result<(), LabError> {
         let port = interface_name(pod.name());
-        links::remove_cable(self.port(&port))
-            .map_err(LabError::at(&format!("pod {} leave", pod.name())))?;
+        links::remove_cable(self.port(&port)).map_err(LabError::at(&format!("pod {} leave", pod.name())))?;
         if let Ok(mut others) = self.others.lock() {
             others.retain(|other| other.name() != pod.name());
         }
@@ -298,8 +272,7 @@ fn forward(namespace: &NetNs) -> io::Result<()> {
     namespace.run(|| {
         for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             let path = format!("/proc/sys/net/{switch}");
-            std::fs::write(&path, "1")
-                .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
+            std::fs::write(&path, "1").map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
         }
         Ok(())
     })?

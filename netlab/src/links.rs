@@ -29,9 +29,7 @@ pub(crate) const UPLINK_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1
 pub(crate) fn loopback_up() -> Result<(), String> {
     let up = async { Connection::<Route>::new()?.set_link_up("lo").await };
     let runtime = runtime().map_err(|error| error.to_string())?;
-    runtime
-        .block_on(up)
-        .map_err(|error: nlink::Error| error.to_string())
+    runtime.block_on(up).map_err(|error: nlink::Error| error.to_string())
 }
 
 /// The pods' bridge, up, with the node's addresses.
@@ -58,12 +56,7 @@ pub(crate) struct End<'a> {
 /// becomes a port of `bridge` if there is one. The host's hardware address
 /// comes from its IP `address`, so that a new host with an old address is
 /// found at once by those who know the old one.
-pub(crate) fn make_cable(
-    at: End<'_>,
-    host: End<'_>,
-    address: Option<&IpAddr>,
-    bridge: Option<&str>,
-) -> io::Result<()> {
+pub(crate) fn make_cable(at: End<'_>, host: End<'_>, address: Option<&IpAddr>, bridge: Option<&str>) -> io::Result<()> {
     in_namespace(at.namespace, async |links| {
         let mut cable = VethLink::new(at.name, host.name).peer_netns_fd(host.namespace);
         if let Some(address) = address {
@@ -94,11 +87,7 @@ fn hardware_address(address: IpAddr) -> [u8; 6] {
 }
 
 /// Addresses for an interface, which is brought up.
-pub(crate) fn configure(
-    namespace: &NetNs,
-    interface: &str,
-    addresses: &[(IpAddr, u8)],
-) -> io::Result<()> {
+pub(crate) fn configure(namespace: &NetNs, interface: &str, addresses: &[(IpAddr, u8)]) -> io::Result<()> {
     in_namespace(namespace, async |links| {
         links.set_link_up(interface).await?;
         add_addresses(&links, interface, addresses).await
@@ -167,11 +156,7 @@ pub(crate) struct Port {
     pub(crate) received: u64,
 }
 
-async fn add_addresses(
-    links: &Connection<Route>,
-    interface: &str,
-    addresses: &[(IpAddr, u8)],
-) -> nlink::Result<()> {
+async fn add_addresses(links: &Connection<Route>, interface: &str, addresses: &[(IpAddr, u8)]) -> nlink::Result<()> {
     for (address, length) in addresses {
         match address {
             IpAddr::V4(v4) => {

@@ -69,21 +69,15 @@ impl AsFd for NetNs {
 }
 
 pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// Runs `work` on a thread that is thrown away, because its namespaces are
 /// not the process's any more afterwards.
 pub(crate) fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        let worker = thread::Builder::new()
-            .name("netlab".into())
-            .spawn_scoped(scope, work)?;
-        worker
-            .join()
-            .map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
+        let worker = thread::Builder::new().name("netlab".into()).spawn_scoped(scope, work)?;
+        worker.join().map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
     })
 }
 
@@ -93,11 +87,7 @@ pub(crate) fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Resul
 /// without detection anyway and the noise stays.
 fn quiet() {
     for scope in ["all", "default"] {
-        for (name, value) in [
-            ("accept_dad", "0"),
-            ("accept_ra", "0"),
-            ("router_solicitations", "0"),
-        ] {
+        for (name, value) in [("accept_dad", "0"), ("accept_ra", "0"), ("router_solicitations", "0")] {
             let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/{name}"), value);
         }
     }

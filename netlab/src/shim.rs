@@ -83,11 +83,7 @@ pub fn maybe_run() {
 }
 
 /// The command that becomes `program` by way of the shim.
-pub(crate) fn command(
-    program: &std::ffi::OsStr,
-    run_as: RunAs,
-    privileges: Privileges,
-) -> std::io::Result<Command> {
+pub(crate) fn command(program: &std::ffi::OsStr, run_as: RunAs, privileges: Privileges) -> std::io::Result<Command> {
     let drop = Drop::of(run_as, privileges);
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(program).env(SHIM, drop.to_string());
@@ -127,8 +123,7 @@ impl Drop {
             Keep::NetAdmin => [Capability::CAP_NET_ADMIN].into(),
             Keep::Everything => return Ok(()),
         };
-        let failed =
-            |what: &'static str| move |error: caps::errors::CapsError| format!("{what}: {error}");
+        let failed = |what: &'static str| move |error: caps::errors::CapsError| format!("{what}: {error}");
         // UID 0 regains at exec whatever the bounding set holds, also inside
         // a user namespace; so that goes first, while we still may.
         for cap in caps::all() {

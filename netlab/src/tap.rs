@@ -88,17 +88,15 @@ impl Tap {
         let mut collector = Collector::new(options, links::bridge_ports(&node)?, pcap);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let reader = std::thread::Builder::new()
-            .name("netlab-tap".into())
-            .spawn(move || {
-                collector.read_until(&socket, &node, &stopped)?;
-                // The counters before the rest of the queue: a frame that
-                // comes between the two was read and not counted, never the
-                // other way round.
-                let ports = links::bridge_ports(&node)?;
-                collector.read_until(&socket, &node, &stopped)?;
-                collector.report(&ports)
-            })?;
+        let reader = std::thread::Builder::new().name("netlab-tap".into()).spawn(move || {
+            collector.read_until(&socket, &node, &stopped)?;
+            // The counters before the rest of the queue: a frame that
+            // comes between the two was read and not counted, never the
+            // other way round.
+            let ports = links::bridge_ports(&node)?;
+            collector.read_until(&socket, &node, &stopped)?;
+            collector.report(&ports)
+        })?;
         Ok(Self {
             stop,
             reader: Some(reader),

@@ -104,30 +104,18 @@ impl Reason {
     const fn words(self) -> &'static str {
         match self {
             Self::AllowRule => "an Allow rule matches this peer and port",
-            Self::DefaultAllow => {
-                "no Allow rule is enforced on this workload, and the mesh lets its members in"
-            }
+            Self::DefaultAllow => "no Allow rule is enforced on this workload, and the mesh lets its members in",
             Self::IngressRule => "an IngressPolicy names this client's identity for this port",
             Self::Permissive => "plaintext is permitted here",
             Self::EgressRule => "an EgressPolicy names this destination",
-            Self::EgressDefaultAllow => {
-                "no EgressPolicy names this destination, and MeshConfig lets such traffic out"
-            }
+            Self::EgressDefaultAllow => "no EgressPolicy names this destination, and MeshConfig lets such traffic out",
             Self::DenyRule => "a Deny rule matches this peer and port",
-            Self::NoAllowRule => {
-                "Allow rules are enforced on this workload, and none matches this peer and port"
-            }
-            Self::DefaultDeny => {
-                "no Allow rule is enforced on this workload, and MeshConfig lets nobody in by default"
-            }
-            Self::NoIngressRule => {
-                "no IngressPolicy names this client, which is outside of the mesh, for this port"
-            }
+            Self::NoAllowRule => "Allow rules are enforced on this workload, and none matches this peer and port",
+            Self::DefaultDeny => "no Allow rule is enforced on this workload, and MeshConfig lets nobody in by default",
+            Self::NoIngressRule => "no IngressPolicy names this client, which is outside of the mesh, for this port",
             Self::PlaintextRefused => "plaintext needs a Permissive MtlsPolicy that has not ended",
             Self::PeerExpired => "the peer's certificate has ended",
-            Self::EgressDefaultDeny => {
-                "no EgressPolicy names this destination, and MeshConfig lets nothing else out"
-            }
+            Self::EgressDefaultDeny => "no EgressPolicy names this destination, and MeshConfig lets nothing else out",
         }
     }
 }
@@ -156,11 +144,7 @@ impl Decision {
 /// One sentence for a person.
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.allowed {
-            "allowed: "
-        } else {
-            "refused: "
-        })?;
+        f.write_str(if self.allowed { "allowed: " } else { "refused: " })?;
         f.write_str(self.reason.words())?;
         if let Some(rule) = &self.rule {
             write!(f, " ({rule})")?;
@@ -187,22 +171,18 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_kebab_case_label_of_its_own() {
-        let labels: std::collections::BTreeSet<_> =
-            Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        let labels: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
         assert_eq!(labels.len(), Reason::ALL.len());
-        assert!(labels.iter().all(|label| {
-            label
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte == b'-')
-        }));
+        assert!(
+            labels
+                .iter()
+                .all(|label| { label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-') })
+        );
     }
 
     #[test]
     fn a_decision_reads_as_a_sentence_that_names_its_rule() {
-        let mut decision = Decision::by(
-            Reason::DenyRule,
-            &"AuthorizationPolicy shop/no-web[0]".into(),
-        );
+        let mut decision = Decision::by(Reason::DenyRule, &"AuthorizationPolicy shop/no-web[0]".into());
         assert_eq!(
             decision.to_string(),
             "refused: a Deny rule matches this peer and port (AuthorizationPolicy shop/no-web[0])"

@@ -15,11 +15,7 @@ pub struct PolicyError {
 }
 
 impl PolicyError {
-    pub(crate) fn new(
-        place: impl Into<String>,
-        expected: impl Into<String>,
-        found: impl Into<String>,
-    ) -> Self {
+    pub(crate) fn new(place: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self {
             place: place.into(),
             expected: expected.into(),

@@ -8,8 +8,7 @@ use byrnie_identity::{PeerIdentity, SpiffeId};
 
 use crate::model::canonical;
 use crate::{
-    Action, AuthorizationRule, Decision, DefaultAction, EgressRule, Enforcement, MtlsMode,
-    PeerMatch, Policies, Reason,
+    Action, AuthorizationRule, Decision, DefaultAction, EgressRule, Enforcement, MtlsMode, PeerMatch, Policies, Reason,
 };
 
 /// A connection that has arrived at the workload.
@@ -94,9 +93,7 @@ pub fn evaluate(policies: &Policies, request: &Request<'_>) -> Decision {
 ///
 /// For explanations (`byrnie policy why`) and tests: no [`crate::Authorized`] comes of it.
 pub fn what_if(policies: &Policies, question: &Question<'_>) -> Decision {
-    let mut decision = decide(policies, question, |rule| {
-        rule.enforcement == Enforcement::Enforce
-    });
+    let mut decision = decide(policies, question, |rule| rule.enforcement == Enforcement::Enforce);
     if policies
         .authorization
         .iter()
@@ -136,17 +133,11 @@ fn lets_out(rule: &EgressRule, request: &EgressRequest<'_>) -> bool {
             .source
             .service_account()
             .is_some_and(|account| rule.service_accounts.iter().any(|one| **one == *account));
-    of_account
-        && rule.ports.contains(request.port)
-        && rule.cidrs.iter().any(|cidr| cidr.contains(&destination))
+    of_account && rule.ports.contains(request.port) && rule.cidrs.iter().any(|cidr| cidr.contains(&destination))
 }
 
 /// One evaluation, in which the rules that `counts` selects are enforced and the others do not exist.
-fn decide(
-    policies: &Policies,
-    question: &Question<'_>,
-    counts: impl Fn(&AuthorizationRule) -> bool,
-) -> Decision {
+fn decide(policies: &Policies, question: &Question<'_>, counts: impl Fn(&AuthorizationRule) -> bool) -> Decision {
     let mtls = policies.mtls_at(question.port, question.now);
     if question.caller == Caller::Plaintext && mtls.mode == MtlsMode::Strict {
         return Decision::new(Reason::PlaintextRefused, mtls.rule);
@@ -174,9 +165,7 @@ fn decide(
     match (policies.authorization_default, question.caller) {
         (DefaultAction::Deny, _) => Decision::new(Reason::DefaultDeny, None),
         (DefaultAction::Allow, Caller::Plaintext) => Decision::new(Reason::Permissive, mtls.rule),
-        (DefaultAction::Allow, Caller::Mesh(_) | Caller::Ingress(_)) => {
-            Decision::new(Reason::DefaultAllow, None)
-        }
+        (DefaultAction::Allow, Caller::Mesh(_) | Caller::Ingress(_)) => Decision::new(Reason::DefaultAllow, None),
     }
 }
 
@@ -249,18 +238,12 @@ fn from_matches(from: &PeerMatch, caller: Caller<'_>) -> Fact {
         Caller::Plaintext => None,
     };
     let facts = [
-        from.namespace.as_ref().map(|asked| {
-            Fact::of(
-                id.and_then(SpiffeId::namespace)
-                    .map(|found| **asked == *found),
-            )
-        }),
-        from.service_account.as_ref().map(|asked| {
-            Fact::of(
-                id.and_then(SpiffeId::service_account)
-                    .map(|found| **asked == *found),
-            )
-        }),
+        from.namespace
+            .as_ref()
+            .map(|asked| Fact::of(id.and_then(SpiffeId::namespace).map(|found| **asked == *found))),
+        from.service_account
+            .as_ref()
+            .map(|asked| Fact::of(id.and_then(SpiffeId::service_account).map(|found| **asked == *found))),
         from.spiffe_id
             .as_ref()
             .map(|asked| Fact::of(id.map(|found| asked.matches(found)))),

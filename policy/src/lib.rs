@@ -25,12 +25,9 @@ mod wire;
 
 pub use decision::{Decision, Reason};
 pub use error::PolicyError;
-pub use evaluate::{
-    Caller, EgressRequest, Peer, Question, Request, evaluate, evaluate_egress, what_if,
-};
+pub use evaluate::{Caller, EgressRequest, Peer, Question, Request, evaluate, evaluate_egress, what_if};
 pub use model::{
-    Action, AuthorizationRule, DefaultAction, EgressRule, Enforcement, IngressRule, MtlsHolding,
-    MtlsMode, MtlsRule, MtlsScope, MtlsTerms, PeerMatch, Policies, Ports, SpiffeIdPattern,
-    parse_cidr,
+    Action, AuthorizationRule, DefaultAction, EgressRule, Enforcement, IngressRule, MtlsHolding, MtlsMode, MtlsRule,
+    MtlsScope, MtlsTerms, PeerMatch, Policies, Ports, SpiffeIdPattern, parse_cidr,
 };
 pub use proof::{Authorized, AuthorizedEgress, authorize, authorize_egress};

@@ -65,10 +65,7 @@ impl Policies {
         let mut holding: Option<MtlsHolding> = None;
         for rule in applying().filter(|rule| rule.scope.rank() == highest) {
             let candidate = rule.holding(now);
-            if holding
-                .as_ref()
-                .is_none_or(|held| candidate.is_stricter_than(held))
-            {
+            if holding.as_ref().is_none_or(|held| candidate.is_stricter_than(held)) {
                 holding = Some(candidate);
             }
         }
@@ -149,9 +146,7 @@ pub struct MtlsRule {
 impl MtlsRule {
     fn holding(&self, now: SystemTime) -> MtlsHolding {
         let (mode, until) = match self.terms {
-            MtlsTerms::Permissive { until } if until.is_none_or(|until| now < until) => {
-                (MtlsMode::Permissive, until)
-            }
+            MtlsTerms::Permissive { until } if until.is_none_or(|until| now < until) => (MtlsMode::Permissive, until),
             MtlsTerms::Permissive { .. } | MtlsTerms::Strict => (MtlsMode::Strict, None),
         };
         MtlsHolding {
@@ -288,10 +283,8 @@ impl FromStr for SpiffeIdPattern {
                 PolicyError::new("", expected, format!("`{}` ({error})", excerpt(text)))
             })
         };
-        text.strip_suffix("/*").map_or_else(
-            || parse(text).map(Self::Exact),
-            |parent| parse(parent).map(Self::Below),
-        )
+        text.strip_suffix("/*")
+            .map_or_else(|| parse(text).map(Self::Exact), |parent| parse(parent).map(Self::Below))
     }
 }
 
@@ -392,11 +385,7 @@ fn canonical_network(network: IpNet) -> IpNet {
 /// The start of a text that someone else wrote, short enough for an error message.
 pub(crate) fn excerpt(text: &str) -> String {
     const MOST: usize = 80;
-    let mut start: String = text
-        .chars()
-        .take(MOST)
-        .flat_map(char::escape_default)
-        .collect();
+    let mut start: String = text.chars().take(MOST).flat_map(char::escape_default).collect();
     if text.chars().nth(MOST).is_some() {
         start.push('…');
     }

@@ -70,10 +70,7 @@ pub fn authorize(policies: &Policies, request: &Request<'_>) -> Result<Authorize
 ///
 /// # Errors
 /// The decision, where it does not allow.
-pub fn authorize_egress(
-    policies: &Policies,
-    request: &EgressRequest<'_>,
-) -> Result<AuthorizedEgress, Decision> {
+pub fn authorize_egress(policies: &Policies, request: &EgressRequest<'_>) -> Result<AuthorizedEgress, Decision> {
     let decision = evaluate_egress(policies, request);
     if decision.allowed {
         Ok(AuthorizedEgress {

@@ -12,8 +12,8 @@ use proptest::prelude::{BoxedStrategy, Just, Strategy, any, prop_oneof};
 use proptest::sample::select;
 
 use crate::{
-    Action, AuthorizationRule, Caller, DefaultAction, EgressRule, Enforcement, IngressRule,
-    MtlsRule, MtlsScope, MtlsTerms, PeerMatch, Policies, Ports, parse_cidr,
+    Action, AuthorizationRule, Caller, DefaultAction, EgressRule, Enforcement, IngressRule, MtlsRule, MtlsScope,
+    MtlsTerms, PeerMatch, Policies, Ports, parse_cidr,
 };
 
 pub(crate) const IDS: [&str; 5] = [
@@ -34,10 +34,7 @@ pub(crate) fn at(seconds: u64) -> SystemTime {
 }
 
 pub(crate) fn ports(numbers: &[u16]) -> Ports {
-    numbers
-        .iter()
-        .map(|number| NonZeroU16::new(*number).unwrap())
-        .collect()
+    numbers.iter().map(|number| NonZeroU16::new(*number).unwrap()).collect()
 }
 
 pub(crate) fn from_id(text: &str) -> PeerMatch {
@@ -54,12 +51,7 @@ pub(crate) fn from_namespace(name: &str) -> PeerMatch {
     }
 }
 
-pub(crate) fn rule(
-    name: &str,
-    action: Action,
-    from: Vec<PeerMatch>,
-    ports: Ports,
-) -> AuthorizationRule {
+pub(crate) fn rule(name: &str, action: Action, from: Vec<PeerMatch>, ports: Ports) -> AuthorizationRule {
     AuthorizationRule {
         name: name.into(),
         action,
@@ -78,9 +70,7 @@ pub(crate) fn permissive(name: &str, scope: MtlsScope, until: Option<u64>) -> Mt
     MtlsRule {
         name: name.into(),
         scope,
-        terms: MtlsTerms::Permissive {
-            until: until.map(at),
-        },
+        terms: MtlsTerms::Permissive { until: until.map(at) },
     }
 }
 
@@ -138,15 +128,13 @@ pub(crate) fn any_policies() -> impl Strategy<Value = Policies> {
         vec(any_egress_rule(), 0..3),
     );
     (rules, any_default(), any_default()).prop_map(
-        |((mtls, authorization, ingress, egress), authorization_default, egress_default)| {
-            Policies {
-                mtls,
-                authorization,
-                ingress,
-                egress,
-                authorization_default,
-                egress_default,
-            }
+        |((mtls, authorization, ingress, egress), authorization_default, egress_default)| Policies {
+            mtls,
+            authorization,
+            ingress,
+            egress,
+            authorization_default,
+            egress_default,
         },
     )
 }
@@ -161,15 +149,13 @@ pub(crate) fn any_authorization_rule() -> impl Strategy<Value = AuthorizationRul
         vec(any_peer_match(), 0..3),
         any_ports(),
     )
-        .prop_map(
-            |(name, action, enforcement, from, ports)| AuthorizationRule {
-                name,
-                action,
-                enforcement,
-                from,
-                ports,
-            },
-        )
+        .prop_map(|(name, action, enforcement, from, ports)| AuthorizationRule {
+            name,
+            action,
+            enforcement,
+            from,
+            ports,
+        })
 }
 
 fn any_name() -> impl Strategy<Value = Arc<str>> {
@@ -220,19 +206,15 @@ fn any_peer_match() -> BoxedStrategy<PeerMatch> {
             spiffe_id: pattern.map(|text| text.parse().unwrap()),
             trust_domain: domain.map(|text| text.parse().unwrap()),
         })
-        .prop_filter("a match asks for something", |from| {
-            *from != PeerMatch::default()
-        })
+        .prop_filter("a match asks for something", |from| *from != PeerMatch::default())
         .boxed()
 }
 
 fn any_ingress_rule() -> impl Strategy<Value = IngressRule> {
-    (any_name(), vec(any_id(), 1..3), any_ports()).prop_map(|(name, principals, ports)| {
-        IngressRule {
-            name,
-            principals,
-            ports,
-        }
+    (any_name(), vec(any_id(), 1..3), any_ports()).prop_map(|(name, principals, ports)| IngressRule {
+        name,
+        principals,
+        ports,
     })
 }
 
@@ -246,12 +228,10 @@ fn any_egress_rule() -> impl Strategy<Value = EgressRule> {
     ]);
     let cidrs = vec(cidr.prop_map(|text| parse_cidr(text).unwrap()), 1..3);
     let accounts = vec(select(vec!["web", "orders"]).prop_map(Arc::from), 0..2);
-    (any_name(), accounts, cidrs, any_ports()).prop_map(|(name, service_accounts, cidrs, ports)| {
-        EgressRule {
-            name,
-            service_accounts,
-            cidrs,
-            ports,
-        }
+    (any_name(), accounts, cidrs, any_ports()).prop_map(|(name, service_accounts, cidrs, ports)| EgressRule {
+        name,
+        service_accounts,
+        cidrs,
+        ports,
     })
 }

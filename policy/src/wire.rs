@@ -9,8 +9,8 @@ use byrnie_proto::mesh::v1 as proto;
 
 use crate::model::excerpt;
 use crate::{
-    Action, AuthorizationRule, DefaultAction, EgressRule, Enforcement, IngressRule, MtlsRule,
-    MtlsScope, MtlsTerms, PeerMatch, Policies, PolicyError, Ports, parse_cidr,
+    Action, AuthorizationRule, DefaultAction, EgressRule, Enforcement, IngressRule, MtlsRule, MtlsScope, MtlsTerms,
+    PeerMatch, Policies, PolicyError, Ports, parse_cidr,
 };
 
 impl TryFrom<proto::Policies> for Policies {
@@ -31,8 +31,7 @@ impl TryFrom<proto::Policies> for Policies {
             egress: each("egress", message.egress, |rule| &rule.name, egress_rule)?,
             authorization_default: default_action(message.authorization_default)
                 .map_err(|error| error.within("authorization_default"))?,
-            egress_default: default_action(message.egress_default)
-                .map_err(|error| error.within("egress_default"))?,
+            egress_default: default_action(message.egress_default).map_err(|error| error.within("egress_default"))?,
         })
     }
 }
@@ -41,11 +40,7 @@ impl From<&Policies> for proto::Policies {
     fn from(policies: &Policies) -> Self {
         Self {
             mtls: policies.mtls.iter().map(mtls_message).collect(),
-            authorization: policies
-                .authorization
-                .iter()
-                .map(authorization_message)
-                .collect(),
+            authorization: policies.authorization.iter().map(authorization_message).collect(),
             ingress: policies.ingress.iter().map(ingress_message).collect(),
             egress: policies.egress.iter().map(egress_message).collect(),
             authorization_default: default_message(policies.authorization_default).into(),
@@ -87,9 +82,7 @@ fn each<M, R>(
 fn mtls_rule(message: proto::MtlsRule) -> Result<MtlsRule, PolicyError> {
     let scope = match (message.rank(), message.port) {
         (proto::MtlsRank::Unspecified, _) => return Err(unspecified("rank", message.rank)),
-        (proto::MtlsRank::Port, number) => {
-            MtlsScope::Port(port(number).map_err(|error| error.within("port"))?)
-        }
+        (proto::MtlsRank::Port, number) => MtlsScope::Port(port(number).map_err(|error| error.within("port"))?),
         (proto::MtlsRank::Namespace, 0) => MtlsScope::Namespace,
         (proto::MtlsRank::Workload, 0) => MtlsScope::Workload,
         (_, number) => {
@@ -104,11 +97,7 @@ fn mtls_rule(message: proto::MtlsRule) -> Result<MtlsRule, PolicyError> {
         (proto::MtlsMode::Unspecified, _) => return Err(unspecified("mode", message.mode)),
         (proto::MtlsMode::Strict, 0) => MtlsTerms::Strict,
         (proto::MtlsMode::Strict, until) => {
-            return Err(PolicyError::new(
-                "until",
-                "0, for strict has no end",
-                until.to_string(),
-            ));
+            return Err(PolicyError::new("until", "0, for strict has no end", until.to_string()));
         }
         (proto::MtlsMode::Permissive, 0) => MtlsTerms::Permissive { until: None },
         (proto::MtlsMode::Permissive, until) => MtlsTerms::Permissive {
@@ -126,13 +115,7 @@ fn time(seconds: i64) -> Result<SystemTime, PolicyError> {
     u64::try_from(seconds)
         .ok()
         .and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
-        .ok_or_else(|| {
-            PolicyError::new(
-                "until",
-                "seconds since 1970, or 0 for no end",
-                seconds.to_string(),
-            )
-        })
+        .ok_or_else(|| PolicyError::new("until", "seconds since 1970, or 0 for no end", seconds.to_string()))
 }
 
 fn authorization_rule(message: proto::AuthorizationRule) -> Result<AuthorizationRule, PolicyError> {
@@ -149,9 +132,7 @@ fn authorization_rule(message: proto::AuthorizationRule) -> Result<Authorization
         }
     };
     let from = message.from.into_iter().enumerate();
-    let from = from.map(|(index, from)| {
-        peer_match(from).map_err(|error| error.within(&format!("from[{index}]")))
-    });
+    let from = from.map(|(index, from)| peer_match(from).map_err(|error| error.within(&format!("from[{index}]"))));
     Ok(AuthorizationRule {
         name: message.name.into(),
         action,
@@ -167,10 +148,7 @@ fn peer_match(message: proto::PeerMatch) -> Result<PeerMatch, PolicyError> {
         namespace: set(message.namespace).map(Arc::from),
         service_account: set(message.service_account).map(Arc::from),
         spiffe_id: set(message.spiffe_id)
-            .map(|text| {
-                text.parse()
-                    .map_err(|error: PolicyError| error.within("spiffe_id"))
-            })
+            .map(|text| text.parse().map_err(|error: PolicyError| error.within("spiffe_id")))
             .transpose()?,
         trust_domain: set(message.trust_domain)
             .map(|text| {
@@ -185,22 +163,14 @@ fn peer_match(message: proto::PeerMatch) -> Result<PeerMatch, PolicyError> {
             .transpose()?,
     };
     if from == PeerMatch::default() {
-        return Err(PolicyError::new(
-            "",
-            "something to ask of the peer",
-            "nothing",
-        ));
+        return Err(PolicyError::new("", "something to ask of the peer", "nothing"));
     }
     Ok(from)
 }
 
 fn ingress_rule(message: proto::IngressRule) -> Result<IngressRule, PolicyError> {
     if message.principals.is_empty() {
-        return Err(PolicyError::new(
-            "principals",
-            "at least one SPIFFE ID",
-            "nothing",
-        ));
+        return Err(PolicyError::new("principals", "at least one SPIFFE ID", "nothing"));
     }
     let principals = message.principals.iter().enumerate().map(|(index, text)| {
         text.parse::<SpiffeId>().map_err(|error| {
@@ -227,17 +197,11 @@ fn egress_rule(message: proto::EgressRule) -> Result<EgressRule, PolicyError> {
         ));
     }
     let cidrs = message.cidrs.iter().enumerate();
-    let cidrs = cidrs.map(|(index, text)| {
-        parse_cidr(text).map_err(|error| error.within(&format!("cidrs[{index}]")))
-    });
+    let cidrs = cidrs.map(|(index, text)| parse_cidr(text).map_err(|error| error.within(&format!("cidrs[{index}]"))));
     Ok(EgressRule {
         cidrs: cidrs.collect::<Result<_, _>>()?,
         ports: ports(&message.ports)?,
-        service_accounts: message
-            .service_accounts
-            .into_iter()
-            .map(Arc::from)
-            .collect(),
+        service_accounts: message.service_accounts.into_iter().map(Arc::from).collect(),
         name: message.name.into(),
     })
 }
@@ -245,9 +209,7 @@ fn egress_rule(message: proto::EgressRule) -> Result<EgressRule, PolicyError> {
 fn ports(numbers: &[u32]) -> Result<Ports, PolicyError> {
     let numbered = numbers.iter().enumerate();
     numbered
-        .map(|(index, number)| {
-            port(*number).map_err(|error| error.within(&format!("ports[{index}]")))
-        })
+        .map(|(index, number)| port(*number).map_err(|error| error.within(&format!("ports[{index}]"))))
         .collect()
 }
 
@@ -282,9 +244,7 @@ fn mtls_message(rule: &MtlsRule) -> proto::MtlsRule {
     };
     let (mode, until) = match rule.terms {
         MtlsTerms::Strict => (proto::MtlsMode::Strict, 0),
-        MtlsTerms::Permissive { until } => {
-            (proto::MtlsMode::Permissive, until.map_or(0, unix_seconds))
-        }
+        MtlsTerms::Permissive { until } => (proto::MtlsMode::Permissive, until.map_or(0, unix_seconds)),
     };
     proto::MtlsRule {
         name: rule.name.to_string(),
@@ -297,9 +257,7 @@ fn mtls_message(rule: &MtlsRule) -> proto::MtlsRule {
 
 /// Rounded down, so that a permission never grows; never 0, which means that it has no end.
 fn unix_seconds(time: SystemTime) -> i64 {
-    let seconds = time
-        .duration_since(UNIX_EPOCH)
-        .map_or(1, |since| since.as_secs());
+    let seconds = time.duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs());
     i64::try_from(seconds).unwrap_or(i64::MAX).max(1)
 }
 
@@ -326,16 +284,8 @@ fn peer_match_message(from: &PeerMatch) -> proto::PeerMatch {
     proto::PeerMatch {
         namespace: text(&from.namespace),
         service_account: text(&from.service_account),
-        spiffe_id: from
-            .spiffe_id
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
-        trust_domain: from
-            .trust_domain
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
+        spiffe_id: from.spiffe_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        trust_domain: from.trust_domain.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 
@@ -350,22 +300,14 @@ fn ingress_message(rule: &IngressRule) -> proto::IngressRule {
 fn egress_message(rule: &EgressRule) -> proto::EgressRule {
     proto::EgressRule {
         name: rule.name.to_string(),
-        service_accounts: rule
-            .service_accounts
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
+        service_accounts: rule.service_accounts.iter().map(ToString::to_string).collect(),
         cidrs: rule.cidrs.iter().map(ToString::to_string).collect(),
         ports: port_numbers(&rule.ports),
     }
 }
 
 fn port_numbers(ports: &Ports) -> Vec<u32> {
-    ports
-        .named()
-        .iter()
-        .map(|port| u32::from(port.get()))
-        .collect()
+    ports.named().iter().map(|port| u32::from(port.get())).collect()
 }
 
 const fn default_message(action: DefaultAction) -> proto::DefaultAction {

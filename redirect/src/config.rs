@@ -199,21 +199,13 @@ pub struct Problem {
 impl Problem {
     fn new(field: &'static str, found: impl fmt::Display, expected: &'static str) -> Self {
         let found = found.to_string();
-        Self {
-            field,
-            found,
-            expected,
-        }
+        Self { field, found, expected }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            field,
-            found,
-            expected,
-        } = self;
+        let Self { field, found, expected } = self;
         write!(f, "{field}: found `{found}`, expected {expected}")
     }
 }

@@ -19,14 +19,12 @@ mod socket;
 mod state;
 
 pub use capture::{Applied, Capture, CaptureError, Removed};
-pub use config::{
-    CaptureConfig, Exempt, InvalidConfig, PROXY_MARK, PROXY_UID, Problem, UnknownExempt,
-};
+pub use config::{CaptureConfig, Exempt, InvalidConfig, PROXY_MARK, PROXY_UID, Problem, UnknownExempt};
 pub use nftables::NfTables;
 pub use original_dst::{NotRedirected, OriginalDestination, original_dst};
 pub use rules::{
-    Action, CANARY_APPLICATION_PORT, CANARY_PROXY_PORT, CANARY_V4, CANARY_V6, HEALTH_PORT, Hook,
-    METRICS_PORT, Match, Purpose, Rule, RuleSet,
+    Action, CANARY_APPLICATION_PORT, CANARY_PROXY_PORT, CANARY_V4, CANARY_V6, HEALTH_PORT, Hook, METRICS_PORT, Match,
+    Purpose, Rule, RuleSet,
 };
 pub use socket::{KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, set_keepalive, set_mark};
 pub use state::{CaptureState, ShownBody, ShownRule};

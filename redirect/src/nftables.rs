@@ -1,8 +1,8 @@
 //! The nf_tables back end: netlink only, no `nft`, no shell.
 
 use nlink::netlink::nftables::{
-    BaseChain, Chain, Family, NFT_MSG_NEWTABLE, NFTA_TABLE_NAME, NatHook, Policy, Priority,
-    RawMessage, RuleExpr, RuleInfo, Transaction,
+    BaseChain, Chain, Family, NFT_MSG_NEWTABLE, NFTA_TABLE_NAME, NatHook, Policy, Priority, RawMessage, RuleExpr,
+    RuleInfo, Transaction,
 };
 use nlink::netlink::{Connection, Netfilter, Nftables};
 
@@ -35,11 +35,7 @@ impl Capture for NfTables {
         let wanted = RuleSet::of(config)?;
         in_this_namespace("apply the capture rules", move |tried| async move {
             let connection = open(tried)?;
-            if read(&connection, tried)
-                .await?
-                .differences(&wanted)
-                .is_empty()
-            {
+            if read(&connection, tried).await?.differences(&wanted).is_empty() {
                 return Ok(Applied::Unchanged);
             }
             let refused = |error| CaptureError::from_nlink(tried, &error);
@@ -77,10 +73,7 @@ impl Capture for NfTables {
 /// Runs `work` on a thread of its own with a runtime of its own. A new thread
 /// has the network namespace of the thread that makes it, and a caller inside
 /// an async runtime may not start a second one on its own thread.
-fn in_this_namespace<T, F>(
-    tried: &'static str,
-    work: impl FnOnce(&'static str) -> F + Send,
-) -> Result<T, CaptureError>
+fn in_this_namespace<T, F>(tried: &'static str, work: impl FnOnce(&'static str) -> F + Send) -> Result<T, CaptureError>
 where
     T: Send,
     F: Future<Output = Result<T, CaptureError>>,
@@ -99,11 +92,7 @@ where
             .spawn_scoped(scope, run)
             .map_err(|error| failed(error.to_string()))?
             .join()
-            .unwrap_or_else(|_| {
-                Err(failed(
-                    "the thread that talks to the kernel panicked".into(),
-                ))
-            })
+            .unwrap_or_else(|_| Err(failed("the thread that talks to the kernel panicked".into())))
     })
 }
 
@@ -151,10 +140,7 @@ async fn flush_conntrack() -> nlink::Result<()> {
     Connection::<Netfilter>::new()?.flush_conntrack_all().await
 }
 
-async fn read(
-    connection: &Connection<Nftables>,
-    tried: &'static str,
-) -> Result<CaptureState, CaptureError> {
+async fn read(connection: &Connection<Nftables>, tried: &'static str) -> Result<CaptureState, CaptureError> {
     let refused = |error| CaptureError::from_nlink(tried, &error);
     let tables = connection.list_tables_in(FAMILY).await.map_err(refused)?;
     let Some(table) = tables.iter().find(|table| table.name == TABLE) else {
@@ -165,10 +151,7 @@ async fn read(
         chain_problems.push("the table is dormant: none of its rules act".to_owned());
     }
     chain_problems.extend(check_chains(connection).await.map_err(refused)?);
-    let rules = connection
-        .list_rules(TABLE, FAMILY)
-        .await
-        .map_err(refused)?;
+    let rules = connection.list_rules(TABLE, FAMILY).await.map_err(refused)?;
     Ok(CaptureState {
         present: true,
         chain_problems,

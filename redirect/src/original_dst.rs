@@ -47,9 +47,7 @@ pub fn original_dst(stream: &impl AsFd) -> Result<OriginalDestination, NotRedire
     let fd = stream.as_fd();
     let local = getsockname::<SockaddrStorage>(fd.as_raw_fd())
         .map_err(NotRedirected::Unreadable)
-        .and_then(|name| {
-            socket_addr(&name).ok_or(NotRedirected::Unreadable(Errno::EAFNOSUPPORT))
-        })?;
+        .and_then(|name| socket_addr(&name).ok_or(NotRedirected::Unreadable(Errno::EAFNOSUPPORT)))?;
     let found = match local.ip() {
         IpAddr::V4(_) => getsockopt(&fd, OriginalDst).map(from_v4),
         IpAddr::V6(_) => getsockopt(&fd, Ip6tOriginalDst).map(from_v6),
@@ -68,10 +66,7 @@ fn socket_addr(name: &SockaddrStorage) -> Option<SocketAddr> {
     let address = name
         .as_sockaddr_in()
         .map(|v4| SocketAddr::from((v4.ip(), v4.port())))
-        .or_else(|| {
-            name.as_sockaddr_in6()
-                .map(|v6| SocketAddr::from((v6.ip(), v6.port())))
-        })?;
+        .or_else(|| name.as_sockaddr_in6().map(|v6| SocketAddr::from((v6.ip(), v6.port()))))?;
     Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
@@ -97,10 +92,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let _client = TcpStream::connect(address).unwrap();
         let (server, _) = listener.accept().unwrap();
-        let expected = [
-            NotRedirected::Direct(address),
-            NotRedirected::Untracked(address),
-        ];
+        let expected = [NotRedirected::Direct(address), NotRedirected::Untracked(address)];
         let found = original_dst(&server).unwrap_err();
         assert!(expected.contains(&found), "{found:?}");
     }
@@ -108,9 +100,6 @@ mod tests {
     #[test]
     fn a_socket_that_is_not_tcp_is_refused_and_not_a_panic() {
         let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert!(matches!(
-            original_dst(&one),
-            Err(NotRedirected::Unreadable(_))
-        ));
+        assert!(matches!(original_dst(&one), Err(NotRedirected::Unreadable(_))));
     }
 }

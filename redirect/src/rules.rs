@@ -266,60 +266,34 @@ fn output_rules(config: &CaptureConfig) -> Vec<Rule> {
 
     let mut rules = Vec::new();
     rules.extend(canary(Purpose::CanaryForProxy, CANARY_PROXY_PORT));
-    rules.push(rule(
-        Purpose::ProxyItself,
-        vec![proxy_itself],
-        Action::Accept,
-    ));
-    rules.extend(canary(
-        Purpose::CanaryForApplications,
-        CANARY_APPLICATION_PORT,
-    ));
+    rules.push(rule(Purpose::ProxyItself, vec![proxy_itself], Action::Accept));
+    rules.extend(canary(Purpose::CanaryForApplications, CANARY_APPLICATION_PORT));
     rules.push(rule(Purpose::Loopback, vec![loopback], Action::Accept));
-    rules
-        .extend(sorted(&config.exclude_interfaces).map(|name| excluded(Match::OutInterface(name))));
+    rules.extend(sorted(&config.exclude_interfaces).map(|name| excluded(Match::OutInterface(name))));
     rules.extend(sorted(&config.exclude_uids).map(|uid| excluded(Match::SocketUid(uid))));
-    let cidrs: BTreeSet<IpNet> = config
-        .exclude_outbound_cidrs
-        .iter()
-        .map(IpNet::trunc)
-        .collect();
-    rules.extend(
-        cidrs
-            .into_iter()
-            .map(|cidr| excluded(Match::Destination(cidr))),
-    );
-    rules.extend(
-        sorted(&config.exclude_outbound_ports).map(|port| excluded(Match::DestinationPort(port))),
-    );
+    let cidrs: BTreeSet<IpNet> = config.exclude_outbound_cidrs.iter().map(IpNet::trunc).collect();
+    rules.extend(cidrs.into_iter().map(|cidr| excluded(Match::Destination(cidr))));
+    rules.extend(sorted(&config.exclude_outbound_ports).map(|port| excluded(Match::DestinationPort(port))));
     rules.push(rule(Purpose::Capture, vec![Match::Tcp], to_proxy));
     rules
 }
 
 fn prerouting_rules(config: &CaptureConfig) -> Vec<Rule> {
-    let rule =
-        |purpose, condition, action| Rule::new(Hook::Prerouting, purpose, vec![condition], action);
+    let rule = |purpose, condition, action| Rule::new(Hook::Prerouting, purpose, vec![condition], action);
     let loopback = Match::InInterface("lo".into());
 
     let mut rules = vec![rule(Purpose::Loopback, loopback, Action::Accept)];
-    rules.extend([METRICS_PORT, HEALTH_PORT].map(|port| {
-        rule(
-            Purpose::ProxyPort,
-            Match::DestinationPort(port),
-            Action::Accept,
-        )
-    }));
+    rules.extend(
+        [METRICS_PORT, HEALTH_PORT].map(|port| rule(Purpose::ProxyPort, Match::DestinationPort(port), Action::Accept)),
+    );
     rules.extend(
         sorted(&config.exclude_interfaces)
             .map(|name| rule(Purpose::Excluded, Match::InInterface(name), Action::Accept)),
     );
-    rules.extend(sorted(&config.exclude_inbound_ports).map(|port| {
-        rule(
-            Purpose::Excluded,
-            Match::DestinationPort(port),
-            Action::Accept,
-        )
-    }));
+    rules.extend(
+        sorted(&config.exclude_inbound_ports)
+            .map(|port| rule(Purpose::Excluded, Match::DestinationPort(port), Action::Accept)),
+    );
     let to_proxy = Action::Redirect(config.inbound_port);
     rules.push(rule(Purpose::Capture, Match::Tcp, to_proxy));
     rules
@@ -389,9 +363,6 @@ mod tests {
         let mut shuffled = config.clone();
         shuffled.exclude_inbound_ports = vec![22, 9090];
         shuffled.exclude_outbound_cidrs.reverse();
-        assert_eq!(
-            RuleSet::of(&config).unwrap(),
-            RuleSet::of(&shuffled).unwrap()
-        );
+        assert_eq!(RuleSet::of(&config).unwrap(), RuleSet::of(&shuffled).unwrap());
     }
 }

@@ -3,9 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use byrnie_identity::SpiffeId;
-use byrnie_policy::{
-    Caller, DefaultAction, EgressRequest, MtlsMode, Question, Reason, evaluate_egress, what_if,
-};
+use byrnie_policy::{Caller, DefaultAction, EgressRequest, MtlsMode, Question, Reason, evaluate_egress, what_if};
 use serde_json::{Value, json};
 
 use super::*;
@@ -136,7 +134,8 @@ fn an_allow_by_namespace_means_this_mesh_and_a_deny_every_mesh() {
     assert!(!mesh_call(&by_namespace("Allow"), federated, 80).allowed);
     assert!(!mesh_call(&by_namespace("Deny"), WEB, 80).allowed);
     assert!(!mesh_call(&by_namespace("Deny"), federated, 80).allowed);
-    let spec = json!({"action": "Allow", "rules": [{"from": [{"namespace": "shop", "trustDomain": "elsewhere.example"}]}]});
+    let spec =
+        json!({"action": "Allow", "rules": [{"from": [{"namespace": "shop", "trustDomain": "elsewhere.example"}]}]});
     assert!(
         mesh_call(
             &orders(&[object("AuthorizationPolicy", "shop", "x", spec)]),
@@ -150,24 +149,9 @@ fn an_allow_by_namespace_means_this_mesh_and_a_deny_every_mesh() {
 #[test]
 fn an_object_binds_only_within_its_namespace() {
     let objects = [
-        object(
-            "AuthorizationPolicy",
-            "elsewhere",
-            "a",
-            json!({"action": "Deny"}),
-        ),
-        object(
-            "MtlsPolicy",
-            "elsewhere",
-            "m",
-            json!({"mode": "Permissive"}),
-        ),
-        object(
-            "IngressPolicy",
-            "elsewhere",
-            "i",
-            json!({"principals": [WEB]}),
-        ),
+        object("AuthorizationPolicy", "elsewhere", "a", json!({"action": "Deny"})),
+        object("MtlsPolicy", "elsewhere", "m", json!({"mode": "Permissive"})),
+        object("IngressPolicy", "elsewhere", "i", json!({"principals": [WEB]})),
         object(
             "EgressPolicy",
             "elsewhere",
@@ -232,24 +216,14 @@ fn the_rank_of_an_mtls_policy_is_what_it_selects() {
     let orders_only = json!({"matchLabels": {"app": "orders"}});
     let policies = orders(&[
         object("MtlsPolicy", "shop", "namespace", json!({"mode": "Strict"})),
-        object(
-            "MtlsPolicy",
-            "shop",
-            "same",
-            json!({"selector": {}, "mode": "Strict"}),
-        ),
+        object("MtlsPolicy", "shop", "same", json!({"selector": {}, "mode": "Strict"})),
         object(
             "MtlsPolicy",
             "shop",
             "workload",
             json!({"selector": orders_only, "mode": "Permissive"}),
         ),
-        object(
-            "MtlsPolicy",
-            "shop",
-            "port",
-            json!({"port": 81, "mode": "Strict"}),
-        ),
+        object("MtlsPolicy", "shop", "port", json!({"port": 81, "mode": "Strict"})),
     ]);
     assert_eq!(policies.mtls_mode(80, UNIX_EPOCH), MtlsMode::Permissive);
     assert_eq!(policies.mtls_mode(81, UNIX_EPOCH), MtlsMode::Strict);
@@ -273,12 +247,7 @@ fn a_permissive_policy_under_a_strict_floor_does_nothing() {
         mtls_floor: crate::MtlsMode::Strict,
         ..MeshSettings::default()
     };
-    let objects = [object(
-        "MtlsPolicy",
-        "shop",
-        "m",
-        json!({"mode": "Permissive"}),
-    )];
+    let objects = [object("MtlsPolicy", "shop", "m", json!({"mode": "Permissive"}))];
     assert_eq!(
         compile_for("shop", "orders", &mesh, &objects).mtls_mode(80, UNIX_EPOCH),
         MtlsMode::Strict
@@ -304,17 +273,15 @@ fn an_ingress_policy_lets_its_principal_in_at_its_ports() {
             },
         )
     };
-    assert_eq!(
-        call(nginx, 8_443).rule.as_deref(),
-        Some("IngressPolicy shop/in")
-    );
+    assert_eq!(call(nginx, 8_443).rule.as_deref(), Some("IngressPolicy shop/in"));
     assert_eq!(call(nginx, 80).reason, Reason::NoIngressRule);
     assert_eq!(call(WEB, 8_443).reason, Reason::NoIngressRule);
 }
 
 #[test]
 fn an_egress_policy_lets_out_to_its_networks_and_ports() {
-    let spec = json!({"to": [{"cidrs": ["198.51.100.0/24"]}, {"cidrs": ["203.0.113.0/24", "2001:db8::/32"], "ports": [443]}]});
+    let spec =
+        json!({"to": [{"cidrs": ["198.51.100.0/24"]}, {"cidrs": ["203.0.113.0/24", "2001:db8::/32"], "ports": [443]}]});
     let policies = orders(&[object("EgressPolicy", "shop", "out", spec)]);
     let source = id("spiffe://cluster.local/ns/shop/sa/orders");
     let call = |destination: &str, port| {
@@ -338,12 +305,7 @@ fn an_egress_policy_lets_out_to_its_networks_and_ports() {
 
 #[test]
 fn a_refused_authorization_policy_keeps_everyone_out_of_what_it_selects() {
-    let everyone = object(
-        "AuthorizationPolicy",
-        "shop",
-        "open",
-        json!({"action": "Allow"}),
-    );
+    let everyone = object("AuthorizationPolicy", "shop", "open", json!({"action": "Allow"}));
     let bad = stand_in(
         "AuthorizationPolicy",
         json!({"selector": {"matchLabels": {"app": "orders"}}, "action": "Allow", "rules": [{"to": [{"methods": ["GET"]}]}]}),
@@ -364,17 +326,8 @@ fn a_refused_authorization_policy_keeps_everyone_out_of_what_it_selects() {
 
 #[test]
 fn a_refused_mtls_policy_keeps_all_plaintext_out_of_what_it_selects() {
-    let wide = object(
-        "MtlsPolicy",
-        "shop",
-        "wide",
-        json!({"port": 80, "mode": "Permissive"}),
-    );
-    let policies = orders(&[
-        wide.clone(),
-        stand_in("MtlsPolicy", json!({"mode": "strict"})),
-        wide,
-    ]);
+    let wide = object("MtlsPolicy", "shop", "wide", json!({"port": 80, "mode": "Permissive"}));
+    let policies = orders(&[wide.clone(), stand_in("MtlsPolicy", json!({"mode": "strict"})), wide]);
     assert_eq!(policies.mtls_mode(80, UNIX_EPOCH), MtlsMode::Strict);
     let caller = Caller::Plaintext;
     let decision = what_if(
@@ -393,20 +346,15 @@ fn a_refused_mtls_policy_keeps_all_plaintext_out_of_what_it_selects() {
 
 #[test]
 fn a_malformed_object_that_came_around_parse_fails_closed() {
-    let Object::AuthorizationPolicy(mut policy) = object(
-        "AuthorizationPolicy",
-        "shop",
-        "x",
-        json!({"action": "Allow"}),
-    ) else {
+    let Object::AuthorizationPolicy(mut policy) =
+        object("AuthorizationPolicy", "shop", "x", json!({"action": "Allow"}))
+    else {
         panic!("an AuthorizationPolicy")
     };
     policy.spec.rules = Some(Vec::new());
     assert!(!mesh_call(&orders(&[Object::AuthorizationPolicy(policy)]), WEB, 80).allowed);
 
-    let Object::MtlsPolicy(mut policy) =
-        object("MtlsPolicy", "shop", "x", json!({"mode": "Permissive"}))
-    else {
+    let Object::MtlsPolicy(mut policy) = object("MtlsPolicy", "shop", "x", json!({"mode": "Permissive"})) else {
         panic!("an MtlsPolicy")
     };
     policy.spec.until = Some("soon".into());

@@ -18,11 +18,7 @@ fn refused(value: Value) -> ParseError {
 }
 
 fn places(error: &ParseError) -> Vec<&str> {
-    error
-        .problems
-        .iter()
-        .map(|problem| problem.path.as_str())
-        .collect()
+    error.problems.iter().map(|problem| problem.path.as_str()).collect()
 }
 
 #[test]
@@ -131,20 +127,11 @@ fn names_and_namespaces_must_be_there_and_well_formed() {
         ["metadata.name", "metadata.namespace"]
     );
     assert_eq!(
-        places(&refused(with(
-            "MtlsPolicy",
-            json!({"name": "A", "namespace": "a.b"})
-        ))),
+        places(&refused(with("MtlsPolicy", json!({"name": "A", "namespace": "a.b"})))),
         ["metadata.name", "metadata.namespace"]
     );
-    assert_eq!(
-        places(&refused(with("MtlsPolicy", json!({"name": 7})))),
-        ["metadata"]
-    );
-    let error = refused(with(
-        "MeshConfig",
-        json!({"name": "other", "namespace": "shop"}),
-    ));
+    assert_eq!(places(&refused(with("MtlsPolicy", json!({"name": 7})))), ["metadata"]);
+    let error = refused(with("MeshConfig", json!({"name": "other", "namespace": "shop"})));
     assert_eq!(places(&error), ["metadata.name", "metadata.namespace"]);
     assert_eq!(
         error.to_string(),
@@ -163,10 +150,7 @@ fn a_mesh_config_that_says_nothing_has_the_documented_defaults() {
     assert_eq!(settings.trust_domain.as_str(), "cluster.local");
     assert_eq!(settings.svid_ttl.as_secs(), 24 * 3_600);
     assert_eq!(settings.egress_default, byrnie_policy::DefaultAction::Deny);
-    assert_eq!(
-        settings.authorization_default,
-        byrnie_policy::DefaultAction::Allow
-    );
+    assert_eq!(settings.authorization_default, byrnie_policy::DefaultAction::Allow);
 }
 
 #[test]
@@ -200,7 +184,8 @@ fn a_malformed_mesh_config_is_refused_with_every_place() {
 fn a_malformed_mtls_policy_is_refused() {
     let spec = json!({"mode": "Strict", "until": "2030-01-31T18:00:00Z"});
     assert_eq!(places(&refused(object("MtlsPolicy", spec))), ["spec.until"]);
-    let spec = json!({"mode": "Permissive", "until": "next week", "selector": {"matchLabels": {"a b": "c", "d": "e f"}}});
+    let spec =
+        json!({"mode": "Permissive", "until": "next week", "selector": {"matchLabels": {"a b": "c", "d": "e f"}}});
     assert_eq!(
         places(&refused(object("MtlsPolicy", spec))),
         [
@@ -242,9 +227,7 @@ fn an_empty_list_is_refused_wherever_left_out_means_everything() {
         json!({"action": "Allow", "rules": [{"to": [{}]}]}),
     ] {
         assert_eq!(
-            refused(object("AuthorizationPolicy", spec.clone()))
-                .problems
-                .len(),
+            refused(object("AuthorizationPolicy", spec.clone())).problems.len(),
             1,
             "{spec}"
         );
@@ -255,9 +238,7 @@ fn an_empty_list_is_refused_wherever_left_out_means_everything() {
         json!({}),
     ] {
         assert_eq!(
-            refused(object("IngressPolicy", spec.clone()))
-                .problems
-                .len(),
+            refused(object("IngressPolicy", spec.clone())).problems.len(),
             1,
             "{spec}"
         );
@@ -294,15 +275,10 @@ fn principals_of_an_ingress_policy_are_exact() {
 
 #[test]
 fn a_malformed_egress_policy_is_refused() {
-    let spec =
-        json!({"serviceAccounts": ["A"], "to": [{"cidrs": ["203.0.113.9/24", "example.com"]}]});
+    let spec = json!({"serviceAccounts": ["A"], "to": [{"cidrs": ["203.0.113.9/24", "example.com"]}]});
     assert_eq!(
         places(&refused(object("EgressPolicy", spec))),
-        [
-            "spec.serviceAccounts[0]",
-            "spec.to[0].cidrs[0]",
-            "spec.to[0].cidrs[1]"
-        ]
+        ["spec.serviceAccounts[0]", "spec.to[0].cidrs[0]", "spec.to[0].cidrs[1]"]
     );
 }
 
@@ -350,10 +326,8 @@ fn a_permissive_policy_under_a_strict_floor_is_refused_with_the_reason() {
 fn what_could_have_forbidden_something_leaves_a_stand_in() {
     let stand_in = |kind: &str, spec: Value| refused(object(kind, spec)).stand_in().cloned();
     let selector = json!({"matchLabels": {"app": "web"}});
-    let Some(Object::Refused(policy)) = stand_in(
-        "AuthorizationPolicy",
-        json!({"selector": selector, "action": "?"}),
-    ) else {
+    let Some(Object::Refused(policy)) = stand_in("AuthorizationPolicy", json!({"selector": selector, "action": "?"}))
+    else {
         panic!("a refused policy")
     };
     assert_eq!(
@@ -369,13 +343,7 @@ fn what_could_have_forbidden_something_leaves_a_stand_in() {
     assert!(
         matches!(stand_in("AuthorizationPolicy", unreadable), Some(Object::Refused(policy)) if policy.selector.is_none())
     );
-    assert!(
-        stand_in(
-            "AuthorizationPolicy",
-            json!({"action": "?", "enforcement": "audit"})
-        )
-        .is_none()
-    );
+    assert!(stand_in("AuthorizationPolicy", json!({"action": "?", "enforcement": "audit"})).is_none());
     assert!(stand_in("MtlsPolicy", json!({"mode": "?"})).is_some());
     assert!(stand_in("IngressPolicy", json!({})).is_none());
     assert!(stand_in("EgressPolicy", json!({})).is_none());

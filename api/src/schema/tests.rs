@@ -26,11 +26,7 @@ fn every_kind_has_a_definition_of_its_own_in_our_group() {
         assert_eq!(crd.spec.group, crate::GROUP);
         assert_eq!(crd.spec.versions.len(), 1);
         assert_eq!(crd.spec.versions[0].name, crate::VERSION);
-        let scope = if kind.is_namespaced() {
-            "Namespaced"
-        } else {
-            "Cluster"
-        };
+        let scope = if kind.is_namespaced() { "Namespaced" } else { "Cluster" };
         assert_eq!(crd.spec.scope, scope);
     }
 }
@@ -42,10 +38,7 @@ fn every_schema_is_structural_and_keeps_no_unknown_field() {
     for kind in Kind::ALL {
         walk(kind.as_str(), schema(kind), &mut |place, schema| {
             let known = ["object", "array", "string", "integer", "boolean"];
-            assert!(
-                known.contains(&schema["type"].as_str().unwrap()),
-                "{place} has a type"
-            );
+            assert!(known.contains(&schema["type"].as_str().unwrap()), "{place} has a type");
             for forbidden in [
                 "$ref",
                 "x-kubernetes-preserve-unknown-fields",
@@ -79,9 +72,7 @@ fn every_schema_is_structural_and_keeps_no_unknown_field() {
 fn every_field_of_every_schema_says_what_it_is_for() {
     for kind in Kind::ALL {
         walk(kind.as_str(), schema(kind), &mut |place, schema| {
-            let described = schema["description"]
-                .as_str()
-                .is_some_and(|text| !text.is_empty());
+            let described = schema["description"].as_str().is_some_and(|text| !text.is_empty());
             assert!(
                 described || place.ends_with(".items") || place.ends_with(".additionalProperties"),
                 "{place}"
@@ -112,10 +103,7 @@ fn check_spec(kind: Kind, spec: Value) -> Vec<String> {
 fn a_field_of_a_later_version_and_a_typing_error_are_told_apart() {
     let rule = json!({"to": [{"ports": [80], "methods": ["GET"], "metods": ["GET"]}]});
     assert_eq!(
-        check_spec(
-            Kind::AuthorizationPolicy,
-            json!({"action": "Allow", "rules": [rule]})
-        ),
+        check_spec(Kind::AuthorizationPolicy, json!({"action": "Allow", "rules": [rule]})),
         [
             "spec.rules[0].to[0].methods: expected only `ports`, found the field `methods` (not supported yet: policies \
              are by identity and port only; what is inside of HTTP is not looked at)",
@@ -155,10 +143,7 @@ fn every_field_that_the_design_names_for_later_is_refused_as_not_supported_yet()
         let problems = check_spec(kind, spec);
         assert!(!problems.is_empty());
         for problem in problems {
-            assert!(
-                problem.contains("(not supported yet: "),
-                "{kind}: {problem}"
-            );
+            assert!(problem.contains("(not supported yet: "), "{kind}: {problem}");
         }
     }
 }
@@ -194,13 +179,7 @@ fn all_problems_are_told_at_once_with_their_places() {
 
 #[test]
 fn null_is_an_optional_field_left_out_and_nothing_else() {
-    assert!(
-        check_spec(
-            Kind::MtlsPolicy,
-            json!({"mode": "Strict", "port": null, "until": null})
-        )
-        .is_empty()
-    );
+    assert!(check_spec(Kind::MtlsPolicy, json!({"mode": "Strict", "port": null, "until": null})).is_empty());
     assert_eq!(check_spec(Kind::MtlsPolicy, json!({"mode": null})).len(), 1);
 }
 
@@ -218,9 +197,7 @@ fn what_is_outside_of_the_spec_is_refused_too() {
 #[test]
 fn a_hostile_object_costs_a_bounded_number_of_short_problems() {
     let name = "\u{1b}[31m".repeat(1_000);
-    let spec: Map<String, Value> = (0..1_000)
-        .map(|number| (format!("{number}{name}"), json!(1)))
-        .collect();
+    let spec: Map<String, Value> = (0..1_000).map(|number| (format!("{number}{name}"), json!(1))).collect();
     let problems = check_spec(Kind::MeshConfig, Value::Object(spec));
     assert_eq!(problems.len(), MOST_PROBLEMS);
     assert!(

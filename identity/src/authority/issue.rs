@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey};
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
-    SanType, SubjectPublicKeyInfo,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType,
+    SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, DnsName};
 
@@ -71,9 +71,7 @@ pub enum IssueError {
         trust_domain: TrustDomain,
     },
     /// No `/ns/<namespace>/sa/<service-account>`.
-    #[error(
-        "{0} is no workload: expected spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>"
-    )]
+    #[error("{0} is no workload: expected spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>")]
     NotAWorkload(SpiffeId),
     /// The names make no DNS name, which every SVID bears for peers that know no URIs.
     #[error("{id} can't be issued: {name:?} is no DNS name (253 characters at most, 63 per label)")]
@@ -94,9 +92,7 @@ pub enum IssueError {
         longest: Duration,
     },
     /// Another kind of key, a point that is not on the curve, or the issuer's own.
-    #[error(
-        "the public key can't be certified: expected a P-256 key (uncompressed) that is not the issuer's own"
-    )]
+    #[error("the public key can't be certified: expected a P-256 key (uncompressed) that is not the issuer's own")]
     PublicKey,
     /// The intermediate has run out and could not be replaced.
     #[error("the issuer is valid from {not_before} to {not_after}, and it is {now}")]
@@ -142,10 +138,7 @@ fn check_id(authority: &CertificateAuthority, id: &SpiffeId) -> Result<String, I
     let name = format!("{service_account}.{namespace}.{}", id.trust_domain());
     match DnsName::try_from(name.as_str()) {
         Ok(_) => Ok(name),
-        Err(_) => Err(IssueError::DnsName {
-            id: id.clone(),
-            name,
-        }),
+        Err(_) => Err(IssueError::DnsName { id: id.clone(), name }),
     }
 }
 
@@ -171,19 +164,14 @@ fn leaf_params(
     let certificate = |error: rcgen::Error| AuthorityError::Certificate(error.to_string());
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, ORGANIZATION);
+    params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
     params.serial_number = Some(random_serial()?);
     params.not_before = calendar(not_before)?;
     params.not_after = calendar(not_after)?;
     // `NoCa` would leave basicConstraints out.
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     params.subject_alt_names = vec![
         SanType::URI(id.as_str().try_into().map_err(certificate)?),
@@ -222,8 +210,5 @@ fn check_own_output(
         verify_with_bundle(chain, facts, found, &authority.bundle, now)?;
         Ok(serial)
     };
-    check().map_err(|source| IssueError::SelfCheck {
-        id: id.clone(),
-        source,
-    })
+    check().map_err(|source| IssueError::SelfCheck { id: id.clone(), source })
 }

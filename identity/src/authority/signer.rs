@@ -2,8 +2,7 @@
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose, SanType,
-    SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use std::time::Duration;
@@ -55,10 +54,7 @@ impl Signer {
         let mut params = issuer_params("issuer", trust_domain, &key, 0, not_before, not_after)?;
         params.use_authority_key_identifier_extension = true;
         let made = Self::new(
-            params
-                .signed_by(&key, &self.issuer)
-                .map_err(certificate_error)?
-                .into(),
+            params.signed_by(&key, &self.issuer).map_err(certificate_error)?.into(),
             key,
         )?;
         made.check_issued_by(self)?;
@@ -68,9 +64,8 @@ impl Signer {
     /// Reads what [`Signer::to_pem`] wrote.
     pub(super) fn from_pem(text: &str) -> Result<Self, AuthorityError> {
         let key = KeyPair::from_pem(text)?;
-        let certificates = x509::certificates_from_pem(x509::after_key(text)).map_err(|error| {
-            AuthorityError::Certificate(format!("not readable as PEM: {error}"))
-        })?;
+        let certificates = x509::certificates_from_pem(x509::after_key(text))
+            .map_err(|error| AuthorityError::Certificate(format!("not readable as PEM: {error}")))?;
         match <[CertificateDer<'static>; 1]>::try_from(certificates) {
             Ok([certificate]) => Self::new(certificate, key),
             Err(found) => Err(AuthorityError::Certificate(format!(
@@ -146,8 +141,7 @@ impl Signer {
             ));
         }
         let subject = x509::subject(&certificate)?;
-        let issuer =
-            rcgen::Issuer::from_ca_cert_der(&certificate, key).map_err(certificate_error)?;
+        let issuer = rcgen::Issuer::from_ca_cert_der(&certificate, key).map_err(certificate_error)?;
         Ok(Self {
             issuer,
             certificate,
@@ -160,9 +154,7 @@ impl Signer {
 /// A serial number of 127 random bits: positive, never short, never the same twice (RFC 5280 section 4.1.2.2).
 pub(super) fn random_serial() -> Result<SerialNumber, KeyError> {
     let mut bytes = [0_u8; 16];
-    SystemRandom::new()
-        .fill(&mut bytes)
-        .map_err(|_| KeyError::Generate)?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| KeyError::Generate)?;
     let [first, ..] = &mut bytes;
     *first = (*first & 0x7f) | 0x40;
     Ok(SerialNumber::from_slice(&bytes))
@@ -173,9 +165,7 @@ pub(super) fn calendar(seconds: u64) -> Result<OffsetDateTime, AuthorityError> {
     i64::try_from(seconds)
         .ok()
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
-        .ok_or_else(|| {
-            AuthorityError::Certificate(format!("no certificate can name {seconds} s after 1970"))
-        })
+        .ok_or_else(|| AuthorityError::Certificate(format!("no certificate can name {seconds} s after 1970")))
 }
 
 /// Issuers begin before they are made, so that a leaf that is backdated too does not begin before its issuer.
@@ -201,9 +191,7 @@ fn issuer_params(
         .take(16)
         .collect::<String>();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, ORGANIZATION);
+    params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
     params
         .distinguished_name
         .push(DnType::CommonName, format!("Byrnie {kind} {fingerprint}"));
@@ -213,9 +201,7 @@ fn issuer_params(
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let id = SpiffeId::of_trust_domain(trust_domain);
-    params.subject_alt_names = vec![SanType::URI(
-        id.as_str().try_into().map_err(certificate_error)?,
-    )];
+    params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().map_err(certificate_error)?)];
     Ok(params)
 }
 

@@ -60,11 +60,7 @@ fn what_is_issued_verifies_and_says_exactly_what_an_svid_must() {
         })
     );
     let usage = leaf.key_usage.unwrap();
-    assert!(
-        usage.critical
-            && usage.has(KeyUsage::DIGITAL_SIGNATURE)
-            && usage.only(KeyUsage::DIGITAL_SIGNATURE)
-    );
+    assert!(usage.critical && usage.has(KeyUsage::DIGITAL_SIGNATURE) && usage.only(KeyUsage::DIGITAL_SIGNATURE));
     assert!(
         leaf.extended_key_usage
             .is_some_and(|usage| usage.server && usage.client)
@@ -101,21 +97,15 @@ fn every_certificate_has_a_serial_number_of_its_own() {
 #[case("spiffe://cluster.local/ns/shop/sa/web/admin")]
 #[case("spiffe://cluster.local/ns/shop/sa/-")]
 #[case("spiffe://cluster.local/ns/shop/sa/a..b")]
-#[case(
-    "spiffe://cluster.local/ns/shop/sa/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-)]
+#[case("spiffe://cluster.local/ns/shop/sa/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")]
 fn an_id_that_is_no_workload_of_ours_is_not_issued(#[case] id: &str) {
     let (authority, ..) = authority();
     let spki = KeyPair::generate().unwrap().spki_der();
-    let error = authority
-        .issue(&spki, &id.parse().unwrap(), DAY)
-        .unwrap_err();
+    let error = authority.issue(&spki, &id.parse().unwrap(), DAY).unwrap_err();
     assert!(
         matches!(
             error,
-            IssueError::ForeignTrustDomain { .. }
-                | IssueError::NotAWorkload(_)
-                | IssueError::DnsName { .. }
+            IssueError::ForeignTrustDomain { .. } | IssueError::NotAWorkload(_) | IssueError::DnsName { .. }
         ),
         "{error}"
     );
@@ -130,13 +120,10 @@ fn lives_outside_the_limits_are_refused_unless_the_limits_allow_less() {
         assert!(matches!(refused, Err(IssueError::Ttl { .. })), "{seconds}");
     }
     for seconds in [3600, 7 * 24 * 3600] {
-        authority
-            .issue(&spki, &web(), Duration::from_secs(seconds))
-            .unwrap();
+        authority.issue(&spki, &web(), Duration::from_secs(seconds)).unwrap();
     }
     let limits = IssueLimits::allow_shorter(Duration::from_secs(5));
-    let short =
-        CertificateAuthority::create_with(trust_domain(TRUST_DOMAIN), &clock, limits).unwrap();
+    let short = CertificateAuthority::create_with(trust_domain(TRUST_DOMAIN), &clock, limits).unwrap();
     let issued = short.issue(&spki, &web(), Duration::from_secs(5)).unwrap();
     assert_eq!(issued.not_after, start() + Duration::from_secs(5));
     assert!(short.issue(&spki, &web(), Duration::from_secs(4)).is_err());
@@ -158,10 +145,7 @@ fn only_a_p256_key_on_the_curve_that_is_not_the_issuers_is_certified() {
         trailing,
         Vec::new(),
     ] {
-        assert!(matches!(
-            authority.issue(&bad, &web(), DAY),
-            Err(IssueError::PublicKey)
-        ));
+        assert!(matches!(authority.issue(&bad, &web(), DAY), Err(IssueError::PublicKey)));
     }
 }
 
@@ -255,8 +239,7 @@ fn an_authority_opened_again_is_the_same_one() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("state/ca");
     let (clock, hand) = Clock::manual(start());
-    let open =
-        || CertificateAuthority::open_or_create(&dir, trust_domain(TRUST_DOMAIN), &clock).unwrap();
+    let open = || CertificateAuthority::open_or_create(&dir, trust_domain(TRUST_DOMAIN), &clock).unwrap();
     let first = open();
     let issued = issue(&first);
     assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
@@ -279,13 +262,7 @@ fn longer_limits_at_the_next_start_bring_a_longer_intermediate() {
     let dir = tempfile::tempdir().unwrap();
     let (clock, _hand) = Clock::manual(start());
     let open = |limits| {
-        CertificateAuthority::open_or_create_with(
-            dir.path(),
-            trust_domain(TRUST_DOMAIN),
-            &clock,
-            limits,
-        )
-        .unwrap()
+        CertificateAuthority::open_or_create_with(dir.path(), trust_domain(TRUST_DOMAIN), &clock, limits).unwrap()
     };
     let short = IssueLimits {
         shortest: Duration::from_secs(60),
@@ -309,18 +286,13 @@ fn longer_limits_at_the_next_start_bring_a_longer_intermediate() {
 fn a_damaged_file_is_named_and_never_replaced(#[case] name: &str, #[case] content: &str) {
     let dir = tempfile::tempdir().unwrap();
     let (clock, _hand) = Clock::manual(start());
-    let open =
-        |dir: &Path| CertificateAuthority::open_or_create(dir, trust_domain(TRUST_DOMAIN), &clock);
+    let open = |dir: &Path| CertificateAuthority::open_or_create(dir, trust_domain(TRUST_DOMAIN), &clock);
     drop(open(dir.path()).unwrap());
     let good = fs::read_to_string(dir.path().join(name)).unwrap();
     let certificate = good.find("-----BEGIN CERTIFICATE").unwrap();
     let content = match content {
         "key only" => good[..certificate].to_owned(),
-        "other key" => format!(
-            "{}{}",
-            *KeyPair::generate().unwrap().to_pem(),
-            &good[certificate..]
-        ),
+        "other key" => format!("{}{}", *KeyPair::generate().unwrap().to_pem(), &good[certificate..]),
         "other authority" => {
             let other = tempfile::tempdir().unwrap();
             drop(open(other.path()).unwrap());
@@ -342,8 +314,7 @@ fn a_damaged_file_is_named_and_never_replaced(#[case] name: &str, #[case] conten
 fn a_root_that_has_gone_is_not_replaced_under_its_intermediate() {
     let dir = tempfile::tempdir().unwrap();
     let (clock, _hand) = Clock::manual(start());
-    let open =
-        || CertificateAuthority::open_or_create(dir.path(), trust_domain(TRUST_DOMAIN), &clock);
+    let open = || CertificateAuthority::open_or_create(dir.path(), trust_domain(TRUST_DOMAIN), &clock);
     drop(open().unwrap());
     fs::remove_file(dir.path().join("root.pem")).unwrap();
     assert!(matches!(open(), Err(AuthorityError::RootMissing(_))));
@@ -354,8 +325,7 @@ fn a_root_that_has_gone_is_not_replaced_under_its_intermediate() {
 fn a_creation_that_was_cut_short_is_finished_at_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
     let (clock, _hand) = Clock::manual(start());
-    let open =
-        || CertificateAuthority::open_or_create(dir.path(), trust_domain(TRUST_DOMAIN), &clock);
+    let open = || CertificateAuthority::open_or_create(dir.path(), trust_domain(TRUST_DOMAIN), &clock);
     let bundle = open().unwrap().bundle();
     fs::remove_file(dir.path().join("issuer.pem")).unwrap();
     let again = open().unwrap();
@@ -367,17 +337,9 @@ fn a_creation_that_was_cut_short_is_finished_at_the_next_start() {
 fn the_directory_of_another_trust_domain_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (clock, _hand) = Clock::manual(start());
-    drop(
-        CertificateAuthority::open_or_create(dir.path(), trust_domain("other.example"), &clock)
-            .unwrap(),
-    );
-    let error =
-        CertificateAuthority::open_or_create(dir.path(), trust_domain(TRUST_DOMAIN), &clock)
-            .unwrap_err();
-    assert!(
-        error.to_string().contains("spiffe://other.example"),
-        "{error}"
-    );
+    drop(CertificateAuthority::open_or_create(dir.path(), trust_domain("other.example"), &clock).unwrap());
+    let error = CertificateAuthority::open_or_create(dir.path(), trust_domain(TRUST_DOMAIN), &clock).unwrap_err();
+    assert!(error.to_string().contains("spiffe://other.example"), "{error}");
 }
 
 #[test]
@@ -385,22 +347,15 @@ fn an_intermediate_that_can_not_be_written_stops_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let (clock, hand) = Clock::manual(start());
     let state = dir.path().join("ca");
-    let authority =
-        CertificateAuthority::open_or_create(&state, trust_domain(TRUST_DOMAIN), &clock).unwrap();
+    let authority = CertificateAuthority::open_or_create(&state, trust_domain(TRUST_DOMAIN), &clock).unwrap();
     let first = issue(&authority);
     fs::remove_dir_all(&state).unwrap();
     hand.advance(authority.limits().longest + Duration::from_secs(1));
-    assert!(matches!(
-        authority.maintain(),
-        Err(AuthorityError::File { .. })
-    ));
+    assert!(matches!(authority.maintain(), Err(AuthorityError::File { .. })));
     assert_eq!(issue(&authority).issuer, first.issuer);
     // Until its own end, and not a second longer than it may vouch.
     hand.advance(authority.limits().longest - Duration::from_secs(100));
-    assert_eq!(
-        issue(&authority).not_after,
-        start() + 2 * authority.limits().longest
-    );
+    assert_eq!(issue(&authority).not_after, start() + 2 * authority.limits().longest);
     hand.advance(Duration::from_secs(100));
     let spki = KeyPair::generate().unwrap().spki_der();
     assert!(matches!(
@@ -413,9 +368,7 @@ fn an_intermediate_that_can_not_be_written_stops_nobody() {
 fn no_key_shows_in_what_is_printed() {
     let dir = tempfile::tempdir().unwrap();
     let (clock, _hand) = Clock::manual(system_time(NOW));
-    let authority =
-        CertificateAuthority::open_or_create(dir.path(), trust_domain(TRUST_DOMAIN), &clock)
-            .unwrap();
+    let authority = CertificateAuthority::open_or_create(dir.path(), trust_domain(TRUST_DOMAIN), &clock).unwrap();
     let shown = format!("{authority:?}");
     assert!(
         shown.contains("cluster.local") && !shown.contains("PRIVATE") && shown.len() < 300,

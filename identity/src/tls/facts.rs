@@ -28,12 +28,8 @@ impl TlsFacts {
         let suite = connection.negotiated_cipher_suite()?.suite();
         Some(Self {
             version,
-            key_exchange: group
-                .as_str()
-                .map_or_else(|| format!("{group:?}"), str::to_owned),
-            cipher: suite
-                .as_str()
-                .map_or_else(|| format!("{suite:?}"), str::to_owned),
+            key_exchange: group.as_str().map_or_else(|| format!("{group:?}"), str::to_owned),
+            cipher: suite.as_str().map_or_else(|| format!("{suite:?}"), str::to_owned),
         })
     }
 }

@@ -10,9 +10,7 @@ use rustls_pki_types::ServerName;
 
 use super::*;
 use crate::authority::{CertificateAuthority, IssueLimits};
-use crate::test_certificates::{
-    DAY, Made, Recipe, TRUST_DOMAIN, WEB, leaf, start, trust_domain, valid, verifier,
-};
+use crate::test_certificates::{DAY, Made, Recipe, TRUST_DOMAIN, WEB, leaf, start, trust_domain, valid, verifier};
 use crate::{Clock, KeyPair, ManualClock, SpiffeId, TrustBundle, TrustBundles, VerifyCause};
 
 /// A mesh of one authority, with its clock in our hand.
@@ -26,8 +24,7 @@ impl Mesh {
     fn new() -> Self {
         let (clock, hand) = Clock::manual(start());
         let limits = IssueLimits::default();
-        let authority =
-            CertificateAuthority::create_with(trust_domain(TRUST_DOMAIN), &clock, limits).unwrap();
+        let authority = CertificateAuthority::create_with(trust_domain(TRUST_DOMAIN), &clock, limits).unwrap();
         let verifier = SvidVerifier::new(TrustBundles::from(authority.bundle()).shared(), clock);
         Self {
             authority,
@@ -37,8 +34,7 @@ impl Mesh {
     }
 
     fn svid(&self, namespace: &str, service_account: &str) -> Svid {
-        let id =
-            SpiffeId::workload(self.authority.trust_domain(), namespace, service_account).unwrap();
+        let id = SpiffeId::workload(self.authority.trust_domain(), namespace, service_account).unwrap();
         let key = KeyPair::generate().unwrap();
         let issued = self
             .authority
@@ -76,8 +72,7 @@ fn shake(
     server: &Arc<ServerConfig>,
     name: &'static str,
 ) -> Result<(ClientConnection, ServerConnection), Failure> {
-    let mut client =
-        ClientConnection::new(Arc::clone(client), ServerName::try_from(name).unwrap()).unwrap();
+    let mut client = ClientConnection::new(Arc::clone(client), ServerName::try_from(name).unwrap()).unwrap();
     let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
     while client.wants_write() || server.wants_write() {
         let mut wire = Vec::new();
@@ -108,17 +103,10 @@ fn svid(made: Made) -> Svid {
 fn two_proxies_know_each_other_after_one_handshake() {
     let mesh = Mesh::new();
     let (web, orders) = (mesh.svid("shop", "web"), mesh.svid("shop", "orders"));
-    let (client, server) =
-        shake(&mesh.client(&web), &mesh.server(&orders), "unused.invalid").unwrap();
-    assert_eq!(
-        peer_identity(&client, &mesh.verifier).unwrap().id(),
-        orders.id()
-    );
+    let (client, server) = shake(&mesh.client(&web), &mesh.server(&orders), "unused.invalid").unwrap();
+    assert_eq!(peer_identity(&client, &mesh.verifier).unwrap().id(), orders.id());
     let at_server = peer_identity(&server, &mesh.verifier).unwrap();
-    assert_eq!(
-        (at_server.id(), at_server.serial()),
-        (web.id(), web.serial())
-    );
+    assert_eq!((at_server.id(), at_server.serial()), (web.id(), web.serial()));
     assert_eq!(at_server.leaf_fingerprint(), web.leaf_fingerprint());
     assert_eq!(client.alpn_protocol(), Some(ALPN_TUNNEL));
     assert_eq!(server.server_name(), None);
@@ -127,10 +115,7 @@ fn two_proxies_know_each_other_after_one_handshake() {
         (facts.version, facts.key_exchange.as_str()),
         ("TLSv1.3", "X25519MLKEM768")
     );
-    assert!(
-        facts.cipher == "TLS13_AES_128_GCM_SHA256"
-            || facts.cipher == "TLS13_CHACHA20_POLY1305_SHA256"
-    );
+    assert!(facts.cipher == "TLS13_AES_128_GCM_SHA256" || facts.cipher == "TLS13_CHACHA20_POLY1305_SHA256");
     assert_eq!(TlsFacts::of(&server).unwrap(), facts);
 }
 
@@ -162,10 +147,7 @@ fn an_expired_certificate_is_refused_by_either_side() {
 }
 
 #[rstest]
-#[case::a_foreign_trust_domain(
-    "spiffe://other.example/ns/shop/sa/web",
-    VerifyCause::UnknownTrustDomain
-)]
+#[case::a_foreign_trust_domain("spiffe://other.example/ns/shop/sa/web", VerifyCause::UnknownTrustDomain)]
 #[case::our_own_id_under_a_foreign_root(WEB, VerifyCause::UnknownAuthority)]
 fn a_stranger_is_refused_by_either_side(#[case] id: &str, #[case] cause: VerifyCause) {
     let mesh = Mesh::new();
@@ -196,11 +178,7 @@ fn federated_trust_domains_meet_when_each_has_the_others_bundle() {
     let server = server_config(&theirs, &verifier, ALPN_TUNNEL, ClientAuth::Required).unwrap();
     let (client, _) = shake(&client, &server, "x").unwrap();
     assert_eq!(
-        peer_identity(&client, &verifier)
-            .unwrap()
-            .id()
-            .trust_domain()
-            .as_str(),
+        peer_identity(&client, &verifier).unwrap().id().trust_domain().as_str(),
         "other.example"
     );
 }
@@ -281,14 +259,8 @@ fn a_peer_that_would_resume_gets_a_full_handshake_all_the_same() {
             .handshake_kind()
             .unwrap()
     };
-    assert_eq!(
-        second(&eager_client, &mesh.server(&orders)),
-        HandshakeKind::Full
-    );
-    assert_eq!(
-        second(&mesh.client(&web), &eager_server),
-        HandshakeKind::Full
-    );
+    assert_eq!(second(&eager_client, &mesh.server(&orders)), HandshakeKind::Full);
+    assert_eq!(second(&mesh.client(&web), &eager_server), HandshakeKind::Full);
     assert_eq!(mesh.server(&orders).send_tls13_tickets, 0);
     // The ingress's leg as well, where TLS 1.2 resumes by session ID.
     let mut old = client(Some(&web), &mesh.verifier, NameRule::Ignored, &[&TLS12]).unwrap();
@@ -303,14 +275,12 @@ fn a_peer_that_would_resume_gets_a_full_handshake_all_the_same() {
 fn tls_1_2_is_refused_inside_the_mesh() {
     let mesh = Mesh::new();
     let (web, orders) = (mesh.svid("shop", "web"), mesh.svid("shop", "orders"));
-    let old_client =
-        Arc::new(client(Some(&web), &mesh.verifier, NameRule::Ignored, &[&TLS12]).unwrap());
+    let old_client = Arc::new(client(Some(&web), &mesh.verifier, NameRule::Ignored, &[&TLS12]).unwrap());
     assert!(matches!(
         shake(&old_client, &mesh.server(&orders), "x"),
         Err(Failure::AtServer(_))
     ));
-    let old_server =
-        Arc::new(server(&orders, &mesh.verifier, ClientAuth::Required, &[&TLS12]).unwrap());
+    let old_server = Arc::new(server(&orders, &mesh.verifier, ClientAuth::Required, &[&TLS12]).unwrap());
     assert!(shake(&mesh.client(&web), &old_server, "x").is_err());
 }
 
@@ -321,10 +291,7 @@ fn another_protocol_is_refused_and_none_is_seen() {
     let http = client_config(Some(&web), &mesh.verifier, ALPN_H2).unwrap();
     let refused = shake(&http, &mesh.server(&orders), "x").unwrap_err();
     assert!(
-        matches!(
-            refused,
-            Failure::AtServer(rustls::Error::NoApplicationProtocol)
-        ),
+        matches!(refused, Failure::AtServer(rustls::Error::NoApplicationProtocol)),
         "{refused:?}"
     );
     let silent = client_config(Some(&web), &mesh.verifier, b"").unwrap();
@@ -343,28 +310,18 @@ fn an_ingress_comes_in_with_its_certificate(
     let mesh = Mesh::new();
     let (ingress, web) = (mesh.svid("edge", "ingress"), mesh.svid("shop", "web"));
     let server = ingress_server_config(&web, &mesh.verifier).unwrap();
-    let mut one = client(
-        Some(&ingress),
-        &mesh.verifier,
-        NameRule::MustMatch,
-        &[version],
-    )
-    .unwrap();
+    let mut one = client(Some(&ingress), &mesh.verifier, NameRule::MustMatch, &[version]).unwrap();
     one.alpn_protocols = vec![b"http/1.1".to_vec()];
     let one = Arc::new(one);
     for _ in 0..2 {
         let (client, server) = shake(&one, &server, "web.shop.cluster.local").unwrap();
-        assert_eq!(
-            peer_identity(&server, &mesh.verifier).unwrap().id(),
-            ingress.id()
-        );
+        assert_eq!(peer_identity(&server, &mesh.verifier).unwrap().id(), ingress.id());
         let facts = TlsFacts::of(&server).unwrap();
         assert_eq!((facts.version, facts.key_exchange.as_str()), (name, group));
         assert_eq!(client.handshake_kind(), Some(HandshakeKind::Full));
         assert_eq!(server.alpn_protocol(), None);
     }
-    let anonymous =
-        Arc::new(client(None, &mesh.verifier, NameRule::MustMatch, &[version]).unwrap());
+    let anonymous = Arc::new(client(None, &mesh.verifier, NameRule::MustMatch, &[version]).unwrap());
     let refused = shake(&anonymous, &server, "web.shop.cluster.local").unwrap_err();
     assert_eq!(refused.cause(), Some(VerifyCause::NoCertificate));
 }
@@ -404,12 +361,7 @@ fn a_new_bundle_holds_for_the_next_handshake_without_a_new_configuration() {
 #[test]
 fn an_error_that_is_not_about_a_certificate_has_no_cause() {
     assert!(verify_error(&rustls::Error::DecryptError).is_none());
-    assert!(
-        verify_error(&rustls::Error::InvalidCertificate(
-            CertificateError::Expired
-        ))
-        .is_none()
-    );
+    assert!(verify_error(&rustls::Error::InvalidCertificate(CertificateError::Expired)).is_none());
 }
 
 #[test]
@@ -418,8 +370,7 @@ fn a_chain_that_is_about_to_begin_is_refused_until_then() {
     valid(&mut recipe.leaf, 60, DAY);
     let (early, other) = (recipe.make(), Recipe::good().make());
     let roots = vec![early.root.clone(), other.root.clone()];
-    let (verifier, hand) =
-        verifier([TrustBundle::new(trust_domain(TRUST_DOMAIN), 1, roots).unwrap()]);
+    let (verifier, hand) = verifier([TrustBundle::new(trust_domain(TRUST_DOMAIN), 1, roots).unwrap()]);
     let client = client_config(Some(&svid(early)), &verifier, ALPN_TUNNEL).unwrap();
     let server = server_config(&svid(other), &verifier, ALPN_TUNNEL, ClientAuth::Required).unwrap();
     assert_eq!(

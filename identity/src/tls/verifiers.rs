@@ -5,9 +5,7 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
-};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::EndEntityCert;
 
@@ -32,10 +30,7 @@ pub(super) struct ServerVerifier {
 
 impl ServerVerifier {
     pub(super) fn new(verifier: Arc<SvidVerifier>, name_rule: NameRule) -> Self {
-        Self {
-            verifier,
-            name_rule,
-        }
+        Self { verifier, name_rule }
     }
 }
 
@@ -87,10 +82,7 @@ pub(super) struct ClientVerifier {
 
 impl ClientVerifier {
     pub(super) fn new(verifier: Arc<SvidVerifier>, client_auth: ClientAuth) -> Self {
-        Self {
-            verifier,
-            client_auth,
-        }
+        Self { verifier, client_auth }
     }
 }
 
@@ -150,10 +142,7 @@ fn verify(
     verifier.verify(&chain).map_err(refused)
 }
 
-fn check_name(
-    end_entity: &CertificateDer<'_>,
-    server_name: &ServerName<'_>,
-) -> Result<(), VerifyError> {
+fn check_name(end_entity: &CertificateDer<'_>, server_name: &ServerName<'_>) -> Result<(), VerifyError> {
     EndEntityCert::try_from(end_entity)
         .and_then(|leaf| leaf.verify_is_valid_for_subject_name(server_name))
         .map_err(|_| {

@@ -20,14 +20,8 @@ use crate::x509::{self, Facts};
 pub(crate) static HANDSHAKE_ALGORITHMS: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
     all: CHAIN_ALGORITHMS,
     mapping: &[
-        (
-            SignatureScheme::ECDSA_NISTP256_SHA256,
-            &[algorithms::ECDSA_P256_SHA256],
-        ),
-        (
-            SignatureScheme::ECDSA_NISTP384_SHA384,
-            &[algorithms::ECDSA_P384_SHA384],
-        ),
+        (SignatureScheme::ECDSA_NISTP256_SHA256, &[algorithms::ECDSA_P256_SHA256]),
+        (SignatureScheme::ECDSA_NISTP384_SHA384, &[algorithms::ECDSA_P384_SHA384]),
         (SignatureScheme::ED25519, &[algorithms::ED25519]),
         (
             SignatureScheme::RSA_PSS_SHA256,
@@ -86,10 +80,7 @@ pub(crate) fn verify(
         ));
     };
     if bundle.trust_domain() != id.trust_domain() {
-        let detail = format!(
-            "{id} can't be judged by the trust bundle of {}",
-            bundle.trust_domain()
-        );
+        let detail = format!("{id} can't be judged by the trust bundle of {}", bundle.trust_domain());
         return Err(VerifyError::new(VerifyCause::UnknownTrustDomain, detail));
     }
     let mut issuers = Vec::with_capacity(issuers_der.len());
@@ -207,10 +198,7 @@ fn from_webpki(error: &webpki::Error) -> VerifyError {
                 rfc3339(time.as_secs())
             ),
         ),
-        Error::UnknownIssuer => (
-            VerifyCause::UnknownAuthority,
-            "the chain leads to no root".to_owned(),
-        ),
+        Error::UnknownIssuer => (VerifyCause::UnknownAuthority, "the chain leads to no root".to_owned()),
         Error::InvalidSignatureForPublicKey => (
             VerifyCause::BadSignature,
             "a certificate was not signed by its issuer".to_owned(),
@@ -219,10 +207,7 @@ fn from_webpki(error: &webpki::Error) -> VerifyError {
             VerifyCause::PathLength,
             "more issuers than one of them allows below it".to_owned(),
         ),
-        Error::CaUsedAsEndEntity => (
-            VerifyCause::NotALeaf,
-            "the leaf is a certificate authority".to_owned(),
-        ),
+        Error::CaUsedAsEndEntity => (VerifyCause::NotALeaf, "the leaf is a certificate authority".to_owned()),
         Error::EndEntityUsedAsCa => (
             VerifyCause::NotAnIssuer,
             "an issuer is no certificate authority".to_owned(),
@@ -235,11 +220,12 @@ fn from_webpki(error: &webpki::Error) -> VerifyError {
             (VerifyCause::ExtendedKeyUsage, error.to_string())
         }
         Error::UnsupportedCriticalExtension => (VerifyCause::CriticalExtension, error.to_string()),
-        Error::UnsupportedSignatureAlgorithmContext(_)
-        | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => (
-            VerifyCause::UnsupportedAlgorithm,
-            "a certificate is signed in a way that is not taken here".to_owned(),
-        ),
+        Error::UnsupportedSignatureAlgorithmContext(_) | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+            (
+                VerifyCause::UnsupportedAlgorithm,
+                "a certificate is signed in a way that is not taken here".to_owned(),
+            )
+        }
         _ => (VerifyCause::Malformed, error.to_string()),
     };
     VerifyError::new(cause, detail)

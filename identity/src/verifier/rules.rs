@@ -15,19 +15,13 @@ pub(crate) fn check_leaf(leaf: &Facts) -> Result<SpiffeId, VerifyError> {
             );
         }
         uris => {
-            let detail = format!(
-                "the leaf names {} URIs: expected one, its SPIFFE ID",
-                uris.len()
-            );
+            let detail = format!("the leaf names {} URIs: expected one, its SPIFFE ID", uris.len());
             return refuse(VerifyCause::SeveralUriSans, detail);
         }
     };
     let id: SpiffeId = uri.parse().map_err(|error| {
         let shown: String = uri.chars().take(256).collect();
-        VerifyError::new(
-            VerifyCause::BadSpiffeId,
-            format!("the leaf's URI {shown:?}: {error}"),
-        )
+        VerifyError::new(VerifyCause::BadSpiffeId, format!("the leaf's URI {shown:?}: {error}"))
     })?;
     if id.path().is_empty() {
         return refuse(
@@ -41,11 +35,7 @@ pub(crate) fn check_leaf(leaf: &Facts) -> Result<SpiffeId, VerifyError> {
 }
 
 /// The rules for everything above the leaf, roots included (sections 3.2, 4.1 and 4.3).
-pub(crate) fn check_issuer(
-    issuer: &Facts,
-    what: &str,
-    trust_domain: &TrustDomain,
-) -> Result<(), VerifyError> {
+pub(crate) fn check_issuer(issuer: &Facts, what: &str, trust_domain: &TrustDomain) -> Result<(), VerifyError> {
     match issuer.basic_constraints {
         Some(constraints) if constraints.ca => {}
         Some(_) => {
@@ -69,10 +59,7 @@ pub(crate) fn check_issuer(
             );
         }
         Some(usage) if !usage.critical => {
-            return refuse(
-                VerifyCause::KeyUsage,
-                format!("the keyUsage of {what} is not critical"),
-            );
+            return refuse(VerifyCause::KeyUsage, format!("the keyUsage of {what} is not critical"));
         }
         Some(_) => {}
         None => {
@@ -88,13 +75,9 @@ pub(crate) fn check_issuer(
 
 /// No issuer has more issuers below it than its path length allows (RFC 5280 section 4.2.1.9). `issuers` goes from
 /// the one that signed the leaf up to the root: webpki does not know a root's path length.
-pub(crate) fn check_path_lengths<'a>(
-    issuers: impl Iterator<Item = &'a Facts>,
-) -> Result<(), VerifyError> {
+pub(crate) fn check_path_lengths<'a>(issuers: impl Iterator<Item = &'a Facts>) -> Result<(), VerifyError> {
     for (below, issuer) in issuers.enumerate() {
-        let allowed = issuer
-            .basic_constraints
-            .and_then(|constraints| constraints.path_length);
+        let allowed = issuer.basic_constraints.and_then(|constraints| constraints.path_length);
         if allowed.is_some_and(|allowed| below > allowed as usize) {
             let detail = format!(
                 "{below} issuers stand below one that allows {}",
@@ -109,10 +92,7 @@ pub(crate) fn check_path_lengths<'a>(
 fn check_leaf_constraints(leaf: &Facts) -> Result<(), VerifyError> {
     match leaf.basic_constraints {
         Some(constraints) if constraints.ca => {
-            return refuse(
-                VerifyCause::NotALeaf,
-                "the leaf is a certificate authority (CA:TRUE)",
-            );
+            return refuse(VerifyCause::NotALeaf, "the leaf is a certificate authority (CA:TRUE)");
         }
         Some(_) => {}
         None => {
@@ -132,14 +112,10 @@ fn check_leaf_constraints(leaf: &Facts) -> Result<(), VerifyError> {
         return refuse(VerifyCause::KeyUsage, "the leaf's keyUsage is not critical");
     }
     if !usage.has(KeyUsage::DIGITAL_SIGNATURE) {
-        return refuse(
-            VerifyCause::KeyUsage,
-            "the leaf's keyUsage lacks digitalSignature",
-        );
+        return refuse(VerifyCause::KeyUsage, "the leaf's keyUsage lacks digitalSignature");
     }
     // Section 4.3 permits the two key-exchange usages in a leaf (SPIRE sets them), and nothing that issues.
-    let permitted =
-        KeyUsage::DIGITAL_SIGNATURE | KeyUsage::KEY_ENCIPHERMENT | KeyUsage::KEY_AGREEMENT;
+    let permitted = KeyUsage::DIGITAL_SIGNATURE | KeyUsage::KEY_ENCIPHERMENT | KeyUsage::KEY_AGREEMENT;
     if !usage.only(permitted) {
         return refuse(
             VerifyCause::KeyUsage,
@@ -153,9 +129,7 @@ fn check_leaf_constraints(leaf: &Facts) -> Result<(), VerifyError> {
 fn check_extended_key_usage(facts: &Facts, what: &str) -> Result<(), VerifyError> {
     match facts.extended_key_usage {
         Some(usage) if !(usage.server && usage.client) => {
-            let detail = format!(
-                "the extendedKeyUsage of {what} lacks server or client authentication: expected both"
-            );
+            let detail = format!("the extendedKeyUsage of {what} lacks server or client authentication: expected both");
             refuse(VerifyCause::ExtendedKeyUsage, detail)
         }
         _ => Ok(()),
@@ -163,18 +137,13 @@ fn check_extended_key_usage(facts: &Facts, what: &str) -> Result<(), VerifyError
 }
 
 /// Section 3.2: an issuer may bear an ID, but one without a path, and here only that of its own trust domain.
-fn check_issuer_id(
-    issuer: &Facts,
-    what: &str,
-    trust_domain: &TrustDomain,
-) -> Result<(), VerifyError> {
+fn check_issuer_id(issuer: &Facts, what: &str, trust_domain: &TrustDomain) -> Result<(), VerifyError> {
     match issuer.uris.as_slice() {
         [] => Ok(()),
         [uri] if *uri == SpiffeId::of_trust_domain(trust_domain).as_str() => Ok(()),
         [uri] => {
             let shown: String = uri.chars().take(256).collect();
-            let detail =
-                format!("{what} bears {shown:?}: expected spiffe://{trust_domain} or no URI");
+            let detail = format!("{what} bears {shown:?}: expected spiffe://{trust_domain} or no URI");
             refuse(VerifyCause::IssuerSpiffeId, detail)
         }
         uris => {

@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use rcgen::{
-    BasicConstraints, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, NameConstraints,
-    SanType,
-};
+use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, NameConstraints, SanType};
 use rstest::rstest;
 use rustls_pki_types::CertificateDer;
 
@@ -44,17 +41,8 @@ fn a_good_chain_tells_who_the_peer_is_and_until_when() {
         made.bundle(TRUST_DOMAIN).authorities().collect::<Vec<_>>(),
         [peer.authority()]
     );
-    assert_eq!(
-        peer.serial(),
-        crate::x509::parse(&made.chain[0]).unwrap().serial
-    );
-    assert!(
-        !peer.serial().is_empty()
-            && peer
-                .serial()
-                .chars()
-                .all(|c| matches!(c, '0'..='9' | 'a'..='f'))
-    );
+    assert_eq!(peer.serial(), crate::x509::parse(&made.chain[0]).unwrap().serial);
+    assert!(!peer.serial().is_empty() && peer.serial().chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')));
 }
 
 #[rstest]
@@ -154,10 +142,7 @@ fn a_chain_within_the_standard_is_accepted(#[case] change: fn(&mut Recipe)) {
 #[case("expired", |r: &mut Recipe| valid(&mut r.root, -DAY, -1))]
 #[case("not-yet-valid", |r: &mut Recipe| valid(&mut r.root, 1, DAY))]
 #[case("malformed", |r: &mut Recipe| valid(&mut r.intermediate, DAY, -DAY))]
-fn a_chain_that_breaks_one_rule_is_refused_for_it(
-    #[case] label: &str,
-    #[case] change: fn(&mut Recipe),
-) {
+fn a_chain_that_breaks_one_rule_is_refused_for_it(#[case] label: &str, #[case] change: fn(&mut Recipe)) {
     let mut recipe = Recipe::good();
     change(&mut recipe);
     assert_eq!(cause(judge(&recipe)), label);
@@ -252,10 +237,7 @@ fn no_trust_domain_vouches_for_another_even_if_both_are_trusted() {
     // `theirs` says it is cluster.local/ns/shop/sa/web, but only other.example trusts its root.
     assert_eq!(cause(same_name.verify(&theirs.chain)), "bad-signature");
     let (other_name, _) = verifier([ours.bundle(TRUST_DOMAIN), foreign.bundle("other.example")]);
-    assert_eq!(
-        cause(other_name.verify(&foreign.chain)),
-        "unknown-authority"
-    );
+    assert_eq!(cause(other_name.verify(&foreign.chain)), "unknown-authority");
 }
 
 #[test]
@@ -283,10 +265,7 @@ fn an_expired_root_beside_its_reissue_for_the_same_key_does_no_harm() {
     let bundle = |roots| TrustBundle::new(trust_domain(TRUST_DOMAIN), 1, roots).unwrap();
     let (both, _) = verifier([bundle(vec![old.root.clone(), new.root.clone()])]);
     let peer = both.verify(&old.chain).unwrap();
-    assert_eq!(
-        peer.authority(),
-        both.verify(&new.chain).unwrap().authority()
-    );
+    assert_eq!(peer.authority(), both.verify(&new.chain).unwrap().authority());
     let (alone, _) = verifier([bundle(vec![old.root.clone()])]);
     assert_eq!(cause(alone.verify(&old.chain)), "expired");
 }
@@ -321,11 +300,7 @@ fn a_known_chain_is_judged_anew_when_its_bundle_changes() {
     let replace = |bundles: TrustBundles| verifier.bundles().store(Arc::new(bundles));
 
     let both = vec![other.root.clone(), made.root.clone()];
-    replace(
-        TrustBundle::new(trust_domain(TRUST_DOMAIN), 2, both)
-            .unwrap()
-            .into(),
-    );
+    replace(TrustBundle::new(trust_domain(TRUST_DOMAIN), 2, both).unwrap().into());
     assert_eq!(verifier.verify(&made.chain).unwrap(), peer);
     verifier.check_still_valid(&peer).unwrap();
 
@@ -389,17 +364,9 @@ fn a_signature_outside_of_a_handshake_is_checked_with_the_leaf() {
         cause(verify_signature(leaf, scheme, b"messagf", &signature)),
         "bad-signature"
     );
+    assert_eq!(cause(verify_signature(leaf, scheme, b"message", &[])), "bad-signature");
     assert_eq!(
-        cause(verify_signature(leaf, scheme, b"message", &[])),
-        "bad-signature"
-    );
-    assert_eq!(
-        cause(verify_signature(
-            &made.chain[1],
-            scheme,
-            b"message",
-            &signature
-        )),
+        cause(verify_signature(&made.chain[1], scheme, b"message", &signature)),
         "bad-signature"
     );
     assert_eq!(
@@ -414,22 +381,14 @@ fn a_signature_outside_of_a_handshake_is_checked_with_the_leaf() {
         );
     }
     assert_eq!(
-        cause(verify_signature(
-            &b"x".to_vec().into(),
-            scheme,
-            b"message",
-            &signature
-        )),
+        cause(verify_signature(&b"x".to_vec().into(), scheme, b"message", &signature)),
         "malformed"
     );
 }
 
 #[test]
 fn every_cause_has_a_label_of_its_own() {
-    let labels: std::collections::BTreeSet<_> = VerifyCause::ALL
-        .iter()
-        .map(|cause| cause.as_str())
-        .collect();
+    let labels: std::collections::BTreeSet<_> = VerifyCause::ALL.iter().map(|cause| cause.as_str()).collect();
     assert_eq!(labels.len(), VerifyCause::ALL.len());
     assert!(
         labels

@@ -28,11 +28,7 @@ const SWITCHES: [(&str, &str, &str); 3] = [
         "0",
         "kernel.unprivileged_userns_clone=1",
     ),
-    (
-        "user.max_user_namespaces",
-        "0",
-        "user.max_user_namespaces=15000",
-    ),
+    ("user.max_user_namespaces", "0", "user.max_user_namespaces=15000"),
     (
         "kernel.apparmor_restrict_unprivileged_userns",
         "1",
@@ -52,9 +48,7 @@ impl CannotRun {
     /// The refusing sysctls and their values; empty when none of those we
     /// know is the reason.
     pub fn sysctls(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.sysctls
-            .iter()
-            .map(|sysctl| (sysctl.name, sysctl.found.as_str()))
+        self.sysctls.iter().map(|sysctl| (sysctl.name, sysctl.found.as_str()))
     }
 }
 

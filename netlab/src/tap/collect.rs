@@ -66,11 +66,7 @@ struct Flow {
 }
 
 impl Collector {
-    pub(super) fn new(
-        options: TapOptions,
-        ports: Vec<Port>,
-        pcap: Option<pcap::Writer<BufWriter<File>>>,
-    ) -> Self {
+    pub(super) fn new(options: TapOptions, ports: Vec<Port>, pcap: Option<pcap::Writer<BufWriter<File>>>) -> Self {
         Self {
             options,
             ports: ports.into_iter().map(|port| (port.index, port)).collect(),
@@ -84,12 +80,7 @@ impl Collector {
     }
 
     /// Reads until `stop` is set and the queue is empty.
-    pub(super) fn read_until(
-        &mut self,
-        socket: &Socket,
-        node: &NetNs,
-        stop: &AtomicBool,
-    ) -> io::Result<()> {
+    pub(super) fn read_until(&mut self, socket: &Socket, node: &NetNs, stop: &AtomicBool) -> io::Result<()> {
         let mut buffer = vec![0; FRAME];
         loop {
             // Looked at before the read: what was queued by then is read.
@@ -201,9 +192,7 @@ impl Collector {
         report.missed = passed.saturating_sub(self.seen);
         for port in ports {
             let counted = self.interfaces.remove(&port.index);
-            report
-                .interfaces
-                .push(counted.unwrap_or_else(|| port.counted()));
+            report.interfaces.push(counted.unwrap_or_else(|| port.counted()));
         }
         report.interfaces.extend(self.interfaces.into_values());
         report.interfaces.sort_by(|a, b| a.name.cmp(&b.name));
@@ -258,9 +247,7 @@ impl Flow {
 /// The whole length of the TLS record that begins here.
 fn record_length(bytes: &[u8]) -> Option<usize> {
     match bytes {
-        [0x14..=0x17, 0x03, 0x00..=0x04, high, low, ..] => {
-            Some(5 + usize::from(u16::from_be_bytes([*high, *low])))
-        }
+        [0x14..=0x17, 0x03, 0x00..=0x04, high, low, ..] => Some(5 + usize::from(u16::from_be_bytes([*high, *low]))),
         _ => None,
     }
 }

@@ -109,12 +109,7 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
 pub(super) mod tests {
     use super::*;
 
-    pub(in crate::tap) fn tcp_frame(
-        source: Ipv4Addr,
-        destination: Ipv4Addr,
-        sequence: u32,
-        payload: &[u8],
-    ) -> Vec<u8> {
+    pub(in crate::tap) fn tcp_frame(source: Ipv4Addr, destination: Ipv4Addr, sequence: u32, payload: &[u8]) -> Vec<u8> {
         let total = u16::try_from(40 + payload.len()).unwrap();
         let mut frame = vec![0; 12];
         frame.extend([0x08, 0x00, 0x45, 0]);

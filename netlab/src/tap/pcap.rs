@@ -55,10 +55,7 @@ mod tests {
         writer.finish().unwrap();
         assert_eq!(bytes[..4], [0xd4, 0xc3, 0xb2, 0xa1]);
         assert_eq!(bytes[20..24], [1, 0, 0, 0]);
-        assert_eq!(
-            bytes[24..40],
-            [3, 0, 0, 0, 5, 0, 0, 0, 5, 0, 0, 0, 5, 0, 0, 0]
-        );
+        assert_eq!(bytes[24..40], [3, 0, 0, 0, 5, 0, 0, 0, 5, 0, 0, 0, 5, 0, 0, 0]);
         assert_eq!(&bytes[40..], b"frame");
     }
 }

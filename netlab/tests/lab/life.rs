@@ -20,25 +20,12 @@ pub(crate) fn killing_the_outer_process_leaves_nothing(entered: &Entered) -> Ver
 
 pub(crate) fn the_exit_code_and_signals_pass_through(entered: &Entered) -> Verdict {
     let lab = Lab::new(entered, "signals").unwrap();
-    let code = nested(&lab, &["exit", "7"])
-        .spawn()
-        .unwrap()
-        .wait()
-        .unwrap();
+    let code = nested(&lab, &["exit", "7"]).spawn().unwrap().wait().unwrap();
     assert_eq!(code, 7);
     let word = "linger-for-the-signal-test";
-    let mut outer = nested(&lab, &["linger", word])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut outer = nested(&lab, &["linger", word]).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = [0; 6];
-    outer
-        .child()
-        .stdout
-        .as_mut()
-        .unwrap()
-        .read_exact(&mut line)
-        .unwrap();
+    outer.child().stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
     outer.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
     assert_eq!(outer.wait().unwrap(), 128 + 15);
     assert!(running(word).is_empty());
@@ -51,18 +38,12 @@ pub(crate) fn the_enter_hint_enters(entered: &Entered) -> Verdict {
     }
     let lab = Lab::new(entered, "hint").unwrap();
     let word = "linger-for-the-hint-test";
-    let mut inner = nested(&lab, &["linger", word])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut inner = nested(&lab, &["linger", word]).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdout = std::io::BufReader::new(inner.child().stdout.take().unwrap());
     let mut line = String::new();
     while !line.contains("nsenter") {
         line.clear();
-        assert_ne!(
-            std::io::BufRead::read_line(&mut stdout, &mut line).unwrap(),
-            0
-        );
+        assert_ne!(std::io::BufRead::read_line(&mut stdout, &mut line).unwrap(), 0);
     }
     let (namespace, rest) = line.trim().split_once(' ').unwrap();
     let (_, hint) = rest.split_once(' ').unwrap();
@@ -74,21 +55,14 @@ pub(crate) fn the_enter_hint_enters(entered: &Entered) -> Verdict {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&entered.stderr).into_owned();
-    assert_eq!(
-        String::from_utf8_lossy(&entered.stdout).trim(),
-        namespace,
-        "{said}"
-    );
+    assert_eq!(String::from_utf8_lossy(&entered.stdout).trim(), namespace, "{said}");
     Verdict::Passed
 }
 
 pub(crate) fn another_process_enters_through_the_entrance(entered: &Entered) -> Verdict {
     let lab = Lab::new(entered, "entrance").unwrap();
     let word = "linger-for-the-entrance-test";
-    let mut inner = nested(&lab, &["linger", word])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut inner = nested(&lab, &["linger", word]).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdout = std::io::BufReader::new(inner.child().stdout.take().unwrap());
     let mut line = String::new();
     std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
@@ -108,9 +82,7 @@ pub(crate) fn another_process_enters_through_the_entrance(entered: &Entered) -> 
         .unwrap();
     wait_until("the command runs", || running("3600.0002").len() >= 2);
     inner.kill();
-    wait_until("it is dead with the lab", || {
-        running("3600.0002").is_empty()
-    });
+    wait_until("it is dead with the lab", || running("3600.0002").is_empty());
     left.wait().unwrap();
     Verdict::Passed
 }
@@ -133,10 +105,7 @@ pub(crate) fn a_refusal_of_the_kernel_names_the_sysctl(entered: &Entered) -> Ver
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains("make a user and a PID namespace"), "{said}");
-    assert!(
-        said.contains("sysctl -w user.max_user_namespaces="),
-        "{said}"
-    );
+    assert!(said.contains("sysctl -w user.max_user_namespaces="), "{said}");
     assert!(said.contains("with root"), "{said}");
     Verdict::Passed
 }

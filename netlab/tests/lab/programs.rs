@@ -53,12 +53,7 @@ pub(crate) fn a_program_sees_the_hosts_file_it_was_given(entered: &Entered) -> V
     let (a, b) = two_pods(&lab);
     let before = std::fs::read_to_string("/etc/hosts").unwrap();
     let given = "10.77.0.12 orders.shop\n";
-    let seen = a
-        .command("/bin/cat")
-        .arg("/etc/hosts")
-        .hosts(given)
-        .output()
-        .unwrap();
+    let seen = a.command("/bin/cat").arg("/etc/hosts").hosts(given).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&seen.stdout), given);
     let other = b.command("/bin/cat").arg("/etc/hosts").output().unwrap();
     assert_eq!(String::from_utf8_lossy(&other.stdout), before);
@@ -74,9 +69,7 @@ pub(crate) fn a_program_that_does_not_exist_says_so(entered: &Entered) -> Verdic
     Verdict::Passed
 }
 
-pub(crate) fn a_program_in_a_private_directory_can_be_run_by_another_uid(
-    entered: &Entered,
-) -> Verdict {
+pub(crate) fn a_program_in_a_private_directory_can_be_run_by_another_uid(entered: &Entered) -> Verdict {
     let lab = Lab::new(entered, "private").unwrap();
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join("echo");
@@ -90,12 +83,7 @@ pub(crate) fn a_dropped_process_is_dead_with_its_children(entered: &Entered) -> 
     let lab = Lab::new(entered, "dropped").unwrap();
     let mark = "3600.0001";
     let shell = format!("/bin/sleep {mark} & /bin/sleep {mark}");
-    let process = lab
-        .node()
-        .command("/bin/sh")
-        .args(["-c", &shell])
-        .spawn()
-        .unwrap();
+    let process = lab.node().command("/bin/sh").args(["-c", &shell]).spawn().unwrap();
     wait_until("both have started", || running(mark).len() >= 3);
     drop(process);
     wait_until("none is left", || running(mark).is_empty());
@@ -110,12 +98,8 @@ pub(crate) struct Status(String);
 impl Status {
     pub(crate) fn field(&self, name: &str) -> &str {
         let prefix = format!("{name}:");
-        let line = self
-            .0
-            .lines()
-            .find_map(|line| line.strip_prefix(prefix.as_str()));
-        line.unwrap_or_else(|| panic!("no {name} in {}", self.0))
-            .trim()
+        let line = self.0.lines().find_map(|line| line.strip_prefix(prefix.as_str()));
+        line.unwrap_or_else(|| panic!("no {name} in {}", self.0)).trim()
     }
 }
 

@@ -11,10 +11,7 @@ pub(crate) fn pods_reach_each_other_over_ipv4_and_ipv6(entered: &Entered) -> Ver
     let lab = Lab::new(entered, "reach").unwrap();
     let (a, b) = two_pods(&lab);
     for address in b.addresses() {
-        assert_eq!(
-            ask(&a, serve(&b, *address, 80)),
-            a.addresses_of_family(*address)
-        );
+        assert_eq!(ask(&a, serve(&b, *address, 80)), a.addresses_of_family(*address));
     }
     for address in lab.node().addresses() {
         assert_eq!(
@@ -25,50 +22,30 @@ pub(crate) fn pods_reach_each_other_over_ipv4_and_ipv6(entered: &Entered) -> Ver
     Verdict::Passed
 }
 
-pub(crate) fn an_external_host_sees_the_pods_own_address_and_is_not_on_the_bridge(
-    entered: &Entered,
-) -> Verdict {
+pub(crate) fn an_external_host_sees_the_pods_own_address_and_is_not_on_the_bridge(entered: &Entered) -> Verdict {
     let lab = Lab::new(entered, "external").unwrap();
     let (a, _) = two_pods(&lab);
-    let addresses: [IpAddr; 2] = [
-        "198.51.100.10".parse().unwrap(),
-        "2001:db8::10".parse().unwrap(),
-    ];
+    let addresses: [IpAddr; 2] = ["198.51.100.10".parse().unwrap(), "2001:db8::10".parse().unwrap()];
     let outside = lab.external("partner", &addresses).unwrap();
     for address in addresses {
-        assert_eq!(
-            ask(&a, serve(&outside, address, 443)),
-            a.addresses_of_family(address)
-        );
+        assert_eq!(ask(&a, serve(&outside, address, 443)), a.addresses_of_family(address));
     }
     let report = lab.tap(TapOptions::new("")).unwrap().stop().unwrap();
-    let ports: Vec<_> = report
-        .interfaces
-        .iter()
-        .map(|port| port.name.as_str())
-        .collect();
+    let ports: Vec<_> = report.interfaces.iter().map(|port| port.name.as_str()).collect();
     assert_eq!(ports, ["a", "b", "router"]);
-    let clash = lab
-        .external("clash", &[lab.networks().pod(9)[0]])
-        .unwrap_err();
+    let clash = lab.external("clash", &[lab.networks().pod(9)[0]]).unwrap_err();
     assert!(clash.to_string().contains("external host clash"), "{clash}");
     Verdict::Passed
 }
 
 pub(crate) fn two_labs_with_the_same_addresses_do_not_meet(entered: &Entered) -> Verdict {
-    let labs = [
-        Lab::new(entered, "one").unwrap(),
-        Lab::new(entered, "two").unwrap(),
-    ];
+    let labs = [Lab::new(entered, "one").unwrap(), Lab::new(entered, "two").unwrap()];
     let pairs = labs.each_ref().map(two_pods);
     let address = pairs[0].1.addresses()[0];
     let listener = serve(&pairs[0].1, address, 80);
     let refused = pairs[1].0.connect(listener.0, PATIENCE).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
-    assert_eq!(
-        ask(&pairs[0].0, listener),
-        pairs[0].0.addresses_of_family(address)
-    );
+    assert_eq!(ask(&pairs[0].0, listener), pairs[0].0.addresses_of_family(address));
     Verdict::Passed
 }
 
@@ -83,10 +60,7 @@ pub(crate) fn a_new_pod_with_an_old_address_is_found_at_once(entered: &Entered) 
     assert!(lab.remove(&b).is_err());
     let new = lab.pod("new", &addresses, &[]).unwrap();
     for address in &addresses {
-        assert_eq!(
-            ask(&a, serve(&new, *address, 80)),
-            a.addresses_of_family(*address)
-        );
+        assert_eq!(ask(&a, serve(&new, *address, 80)), a.addresses_of_family(*address));
     }
     Verdict::Passed
 }
@@ -103,10 +77,7 @@ pub(crate) fn sockets_stay_on_their_host_in_async_code(entered: &Entered) -> Ver
         let listener = b.listen(SocketAddr::new(address, 80)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        let (client, accepted) = tokio::join!(
-            a.connect_async(SocketAddr::new(address, 80)),
-            listener.accept()
-        );
+        let (client, accepted) = tokio::join!(a.connect_async(SocketAddr::new(address, 80)), listener.accept());
         client.unwrap();
         accepted.unwrap().1.ip()
     });

@@ -13,10 +13,7 @@ pub(crate) fn status(_: &[String]) -> ExitCode {
         Err(errno) => println!("unshare: {errno:?}"),
     }
     let ours = std::env::vars().filter(|(name, _)| name.starts_with("BYRNIE_NETLAB"));
-    println!(
-        "environment: {}",
-        ours.map(|(name, _)| name).collect::<String>()
-    );
+    println!("environment: {}", ours.map(|(name, _)| name).collect::<String>());
     ExitCode::SUCCESS
 }
 

@@ -12,22 +12,13 @@ pub(crate) fn the_tap_counts_every_frame_once_and_finds_the_marker(entered: &Ent
     let c = lab.pod("late", &lab.networks().pod(13), &[]).unwrap();
     for address in b.addresses() {
         say(&a, &b, *address, &[b"xx the-mar", b"ker yy", b"the-marker"]);
-        say(
-            &c,
-            &b,
-            *address,
-            &[b"\x16\x03\x01\x00\x02hi\x17\x03\x03\x00\x01!"],
-        );
+        say(&c, &b, *address, &[b"\x16\x03\x01\x00\x02hi\x17\x03\x03\x00\x01!"]);
     }
     let report = tap.stop().unwrap();
     assert_eq!(report.marker_hits, 4);
     assert_eq!(report.tls_records, 4);
     assert_eq!(report.missed, 0);
-    let ports: Vec<_> = report
-        .interfaces
-        .iter()
-        .map(|port| port.name.as_str())
-        .collect();
+    let ports: Vec<_> = report.interfaces.iter().map(|port| port.name.as_str()).collect();
     assert_eq!(ports, ["a", "b", "late", "router"]);
     let sum: u64 = report.interfaces.iter().map(|port| port.packets).sum();
     assert_eq!(sum, report.packets);
@@ -72,12 +63,7 @@ pub(crate) fn the_tap_counts_only_the_chosen_addresses(entered: &Entered) -> Ver
     let report = tap.stop().unwrap();
     assert_eq!(report.marker_hits, 1);
     let busy = |port: &&byrnie_netlab::InterfaceCount| port.packets > 0;
-    let names: Vec<_> = report
-        .interfaces
-        .iter()
-        .filter(busy)
-        .map(|p| p.name.as_str())
-        .collect();
+    let names: Vec<_> = report.interfaces.iter().filter(busy).map(|p| p.name.as_str()).collect();
     assert_eq!(names, ["a", "b"]);
     Verdict::Passed
 }

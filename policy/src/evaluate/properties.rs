@@ -5,9 +5,7 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 
-use crate::testing::{
-    AnyCaller, any_authorization_rule, any_caller, any_id, any_policies, any_port, any_time, strict,
-};
+use crate::testing::{AnyCaller, any_authorization_rule, any_caller, any_id, any_policies, any_port, any_time, strict};
 use crate::*;
 
 prop_compose! {

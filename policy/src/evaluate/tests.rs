@@ -50,12 +50,7 @@ fn authorization(rules: Vec<AuthorizationRule>) -> Policies {
 }
 
 fn allow_web() -> AuthorizationRule {
-    rule(
-        "allow-web[0]",
-        Action::Allow,
-        vec![from_id(WEB)],
-        ports(&[8080]),
-    )
+    rule("allow-web[0]", Action::Allow, vec![from_id(WEB)], ports(&[8080]))
 }
 
 fn outcome(decision: &Decision) -> (Reason, Option<&str>) {
@@ -66,14 +61,8 @@ fn outcome(decision: &Decision) -> (Reason, Option<&str>) {
 fn without_policies_the_mesh_gets_in_and_nobody_else_does() {
     let none = Policies::default();
     assert_eq!(outcome(&mesh(&none, WEB, 80)), (Reason::DefaultAllow, None));
-    assert_eq!(
-        outcome(&ingress(&none, WEB, 80)),
-        (Reason::NoIngressRule, None)
-    );
-    assert_eq!(
-        outcome(&plaintext(&none, 80)),
-        (Reason::PlaintextRefused, None)
-    );
+    assert_eq!(outcome(&ingress(&none, WEB, 80)), (Reason::NoIngressRule, None));
+    assert_eq!(outcome(&plaintext(&none, 80)), (Reason::PlaintextRefused, None));
 }
 
 #[test]
@@ -86,10 +75,7 @@ fn without_policies_nothing_leaves() {
     let decision = evaluate_egress(&Policies::default(), &request);
     assert!(!decision.allowed);
     assert_eq!(outcome(&decision), (Reason::EgressDefaultDeny, None));
-    assert_eq!(
-        authorize_egress(&Policies::default(), &request).unwrap_err(),
-        decision
-    );
+    assert_eq!(authorize_egress(&Policies::default(), &request).unwrap_err(), decision);
 }
 
 #[test]
@@ -99,24 +85,13 @@ fn one_allow_rule_makes_the_workload_default_deny_on_every_port() {
         outcome(&mesh(&policies, WEB, 8080)),
         (Reason::AllowRule, Some("allow-web[0]"))
     );
-    assert_eq!(
-        outcome(&mesh(&policies, ORDERS, 8080)),
-        (Reason::NoAllowRule, None)
-    );
-    assert_eq!(
-        outcome(&mesh(&policies, WEB, 9090)),
-        (Reason::NoAllowRule, None)
-    );
+    assert_eq!(outcome(&mesh(&policies, ORDERS, 8080)), (Reason::NoAllowRule, None));
+    assert_eq!(outcome(&mesh(&policies, WEB, 9090)), (Reason::NoAllowRule, None));
 }
 
 #[test]
 fn deny_beats_allow() {
-    let deny = rule(
-        "deny[0]",
-        Action::Deny,
-        vec![from_namespace("shop")],
-        Ports::ANY,
-    );
+    let deny = rule("deny[0]", Action::Deny, vec![from_namespace("shop")], Ports::ANY);
     let policies = authorization(vec![allow_web(), deny]);
     assert_eq!(
         outcome(&mesh(&policies, WEB, 8080)),
@@ -126,17 +101,9 @@ fn deny_beats_allow() {
 
 #[test]
 fn a_deny_rule_alone_leaves_everyone_else_in() {
-    let policies = authorization(vec![rule(
-        "deny[0]",
-        Action::Deny,
-        vec![from_id(WEB)],
-        Ports::ANY,
-    )]);
+    let policies = authorization(vec![rule("deny[0]", Action::Deny, vec![from_id(WEB)], Ports::ANY)]);
     assert!(!mesh(&policies, WEB, 80).allowed);
-    assert_eq!(
-        outcome(&mesh(&policies, ORDERS, 80)),
-        (Reason::DefaultAllow, None)
-    );
+    assert_eq!(outcome(&mesh(&policies, ORDERS, 80)), (Reason::DefaultAllow, None));
 }
 
 #[test]
@@ -150,17 +117,9 @@ fn an_allow_rule_in_audit_does_not_make_the_workload_default_deny() {
 
 #[test]
 fn a_deny_rule_in_audit_is_reported_and_lets_in() {
-    let deny = in_audit(rule(
-        "deny[0]",
-        Action::Deny,
-        vec![from_id(WEB)],
-        Ports::ANY,
-    ));
+    let deny = in_audit(rule("deny[0]", Action::Deny, vec![from_id(WEB)], Ports::ANY));
     let decision = mesh(&authorization(vec![allow_web(), deny]), WEB, 8080);
-    assert_eq!(
-        outcome(&decision),
-        (Reason::AllowRule, Some("allow-web[0]"))
-    );
+    assert_eq!(outcome(&decision), (Reason::AllowRule, Some("allow-web[0]")));
     assert_eq!(decision.audited, ["deny[0]".into()]);
 }
 
@@ -183,10 +142,7 @@ fn the_mesh_can_be_default_deny() {
         authorization_default: DefaultAction::Deny,
         ..authorization(vec![])
     };
-    assert_eq!(
-        outcome(&mesh(&policies, WEB, 80)),
-        (Reason::DefaultDeny, None)
-    );
+    assert_eq!(outcome(&mesh(&policies, WEB, 80)), (Reason::DefaultDeny, None));
     let policies = Policies {
         authorization_default: DefaultAction::Deny,
         ..authorization(vec![allow_web()])
@@ -202,10 +158,7 @@ fn every_field_of_a_match_must_hold() {
     };
     let policies = authorization(vec![rule("a[0]", Action::Allow, vec![from], Ports::ANY)]);
     assert!(mesh(&policies, WEB, 80).allowed);
-    assert!(
-        !mesh(&policies, ORDERS, 80).allowed,
-        "another service account"
-    );
+    assert!(!mesh(&policies, ORDERS, 80).allowed, "another service account");
     assert!(!mesh(&policies, IDS[2], 80).allowed, "another namespace");
 }
 
@@ -217,12 +170,7 @@ fn every_field_of_a_match_must_hold() {
 #[case(WEB, WEB, true)]
 #[case(WEB, ORDERS, false)]
 fn a_pattern_ends_at_a_slash(#[case] pattern: &str, #[case] caller: &str, #[case] matches: bool) {
-    let policies = authorization(vec![rule(
-        "a[0]",
-        Action::Allow,
-        vec![from_id(pattern)],
-        Ports::ANY,
-    )]);
+    let policies = authorization(vec![rule("a[0]", Action::Allow, vec![from_id(pattern)], Ports::ANY)]);
     assert_eq!(mesh(&policies, caller, 80).allowed, matches);
 }
 
@@ -239,34 +187,14 @@ fn a_trust_domain_is_matched_as_a_whole() {
 
 #[test]
 fn an_identity_without_a_namespace_meets_a_deny_by_namespace_and_no_allow() {
-    let policies = |action| {
-        authorization(vec![rule(
-            "a[0]",
-            action,
-            vec![from_namespace("shop")],
-            Ports::ANY,
-        )])
-    };
-    assert_eq!(
-        mesh(&policies(Action::Deny), IDS[4], 80).reason,
-        Reason::DenyRule
-    );
-    assert_eq!(
-        mesh(&policies(Action::Allow), IDS[4], 80).reason,
-        Reason::NoAllowRule
-    );
+    let policies = |action| authorization(vec![rule("a[0]", action, vec![from_namespace("shop")], Ports::ANY)]);
+    assert_eq!(mesh(&policies(Action::Deny), IDS[4], 80).reason, Reason::DenyRule);
+    assert_eq!(mesh(&policies(Action::Allow), IDS[4], 80).reason, Reason::NoAllowRule);
 }
 
 #[test]
 fn a_match_that_asks_nothing_matches_a_deny_and_no_allow() {
-    let policies = |action| {
-        authorization(vec![rule(
-            "a[0]",
-            action,
-            vec![PeerMatch::default()],
-            Ports::ANY,
-        )])
-    };
+    let policies = |action| authorization(vec![rule("a[0]", action, vec![PeerMatch::default()], Ports::ANY)]);
     assert!(!mesh(&policies(Action::Deny), WEB, 80).allowed);
     assert!(!mesh(&policies(Action::Allow), WEB, 80).allowed);
 }
@@ -277,10 +205,7 @@ fn plaintext_meets_a_deny_that_needs_an_identity_and_no_allow() {
         mtls: vec![permissive("p", MtlsScope::Namespace, None)],
         ..authorization(rules)
     };
-    assert_eq!(
-        outcome(&plaintext(&open(vec![]), 80)),
-        (Reason::Permissive, Some("p"))
-    );
+    assert_eq!(outcome(&plaintext(&open(vec![]), 80)), (Reason::Permissive, Some("p")));
     let deny = rule("deny[0]", Action::Deny, vec![from_id(WEB)], ports(&[80]));
     assert_eq!(
         outcome(&plaintext(&open(vec![deny.clone()]), 80)),
@@ -302,10 +227,7 @@ fn plaintext_is_refused_by_a_mesh_that_is_default_deny() {
         authorization_default: DefaultAction::Deny,
         ..Policies::default()
     };
-    assert_eq!(
-        outcome(&plaintext(&policies, 80)),
-        (Reason::DefaultDeny, None)
-    );
+    assert_eq!(outcome(&plaintext(&policies, 80)), (Reason::DefaultDeny, None));
 }
 
 #[test]
@@ -324,10 +246,7 @@ fn a_client_outside_of_the_mesh_needs_an_ingress_rule_for_its_port() {
         outcome(&ingress(&policies, WEB, 8443)),
         (Reason::IngressRule, Some("in"))
     );
-    assert_eq!(
-        outcome(&ingress(&policies, WEB, 80)),
-        (Reason::NoIngressRule, None)
-    );
+    assert_eq!(outcome(&ingress(&policies, WEB, 80)), (Reason::NoIngressRule, None));
     assert_eq!(
         outcome(&ingress(&policies, ORDERS, 8443)),
         (Reason::NoIngressRule, None)
@@ -375,10 +294,7 @@ fn an_ingress_rule_is_nothing_to_a_mesh_peer() {
         ingress: vec![named],
         ..authorization(vec![allow_web()])
     };
-    assert_eq!(
-        outcome(&mesh(&policies, ORDERS, 8080)),
-        (Reason::NoAllowRule, None)
-    );
+    assert_eq!(outcome(&mesh(&policies, ORDERS, 8080)), (Reason::NoAllowRule, None));
 }
 
 #[rstest]
@@ -431,12 +347,6 @@ fn what_no_rule_names_leaves_where_the_mesh_lets_it() {
         port: 443,
     };
     let proof = authorize_egress(&policies, &request).unwrap();
-    assert_eq!(
-        outcome(proof.decision()),
-        (Reason::EgressDefaultAllow, None)
-    );
-    assert_eq!(
-        (proof.destination(), proof.port()),
-        (request.destination, 443)
-    );
+    assert_eq!(outcome(proof.decision()), (Reason::EgressDefaultAllow, None));
+    assert_eq!((proof.destination(), proof.port()), (request.destination, 443));
 }

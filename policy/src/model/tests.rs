@@ -41,10 +41,7 @@ fn a_port_goes_before_the_workload_and_the_workload_before_the_namespace() {
 
 #[test]
 fn of_equal_rank_the_stricter_holds() {
-    let rules = vec![
-        permissive("a", port_scope(80), None),
-        strict("b", port_scope(80)),
-    ];
+    let rules = vec![permissive("a", port_scope(80), None), strict("b", port_scope(80))];
     assert_eq!(mode(rules, 80, 1), MtlsMode::Strict);
 }
 
@@ -77,10 +74,7 @@ fn of_two_permissives_the_sooner_end_is_told() {
         ..Policies::default()
     };
     let held = policies.mtls_at(80, at(1));
-    assert_eq!(
-        (held.rule.as_deref(), held.until),
-        (Some("soon"), Some(at(100)))
-    );
+    assert_eq!((held.rule.as_deref(), held.until), (Some("soon"), Some(at(100))));
     assert_eq!(policies.next_change(at(1)), Some(at(100)));
     assert_eq!(policies.next_change(at(100)), Some(at(200)));
     assert_eq!(policies.next_change(at(200)), None);
@@ -107,10 +101,7 @@ fn no_ports_named_means_every_port() {
 #[case("", None)]
 fn a_network_is_cidr_notation_without_host_bits(#[case] text: &str, #[case] network: Option<&str>) {
     assert_eq!(
-        parse_cidr(text)
-            .ok()
-            .map(|network| network.to_string())
-            .as_deref(),
+        parse_cidr(text).ok().map(|network| network.to_string()).as_deref(),
         network
     );
 }
@@ -118,10 +109,7 @@ fn a_network_is_cidr_notation_without_host_bits(#[case] text: &str, #[case] netw
 #[test]
 fn a_network_with_host_bits_is_refused_with_what_may_be_meant() {
     let error = parse_cidr("10.0.0.5/8").unwrap_err();
-    assert_eq!(
-        error.expected,
-        "a network without host bits: 10.0.0.0/8 or 10.0.0.5/32"
-    );
+    assert_eq!(error.expected, "a network without host bits: 10.0.0.0/8 or 10.0.0.5/32");
     assert_eq!(error.found, "`10.0.0.5/8`");
 }
 

@@ -36,12 +36,7 @@ fn request(peer: Peer<'_>, port: u16, now: SystemTime) -> Request<'_> {
 fn a_peer_that_is_allowed_gets_a_proof_for_that_port_only() {
     let peer = verified(WEB);
     let policies = Policies {
-        authorization: vec![rule(
-            "allow[0]",
-            Action::Allow,
-            vec![from_id(WEB)],
-            Ports::ANY,
-        )],
+        authorization: vec![rule("allow[0]", Action::Allow, vec![from_id(WEB)], Ports::ANY)],
         ..Policies::default()
     };
     let proof = authorize(&policies, &request(Peer::Mesh(&peer), 8080, at(NOW))).unwrap();
@@ -53,12 +48,7 @@ fn a_peer_that_is_allowed_gets_a_proof_for_that_port_only() {
 fn a_peer_that_is_refused_gets_the_decision_and_no_proof() {
     let peer = verified(IDS[1]);
     let policies = Policies {
-        authorization: vec![rule(
-            "allow[0]",
-            Action::Allow,
-            vec![from_id(WEB)],
-            Ports::ANY,
-        )],
+        authorization: vec![rule("allow[0]", Action::Allow, vec![from_id(WEB)], Ports::ANY)],
         ..Policies::default()
     };
     let request = request(Peer::Mesh(&peer), 8080, at(NOW));
@@ -81,10 +71,7 @@ fn a_peer_whose_certificate_has_ended_is_refused_whatever_the_rules_say() {
     for peer in [Peer::Mesh(&peer), Peer::Ingress(&peer)] {
         assert!(evaluate(&policies, &request(peer, 80, at(NOW))).allowed);
         let late = request(peer, 80, at(NOW) + TTL + Duration::from_secs(1));
-        assert_eq!(
-            authorize(&policies, &late).unwrap_err().reason,
-            Reason::PeerExpired
-        );
+        assert_eq!(authorize(&policies, &late).unwrap_err().reason, Reason::PeerExpired);
     }
 }
 
@@ -106,10 +93,7 @@ fn plaintext_is_judged_without_an_identity() {
         ..Policies::default()
     };
     let peer = Peer::Plaintext("10.0.0.7".parse().unwrap());
-    assert_eq!(
-        evaluate(&open, &request(peer, 80, at(NOW))).reason,
-        Reason::Permissive
-    );
+    assert_eq!(evaluate(&open, &request(peer, 80, at(NOW))).reason, Reason::Permissive);
     assert_eq!(
         evaluate(&open, &request(peer, 80, at(NOW + 1))).reason,
         Reason::PlaintextRefused

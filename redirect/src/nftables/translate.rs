@@ -2,8 +2,8 @@
 
 use ipnet::IpNet;
 use nlink::netlink::nftables::{
-    CmpOp, Expr, Family, Field, Item, Match as KernelMatch, MatchOp, MetaKey, Register,
-    Rule as KernelRule, RuleInfo, RuleSpec, Stmt, Value, Verdict,
+    CmpOp, Expr, Family, Field, Item, Match as KernelMatch, MatchOp, MetaKey, Register, Rule as KernelRule, RuleInfo,
+    RuleSpec, Stmt, Value, Verdict,
 };
 
 use crate::{Action, Hook, Match, Purpose, Rule};
@@ -66,9 +66,7 @@ fn socket_uid(uid: u32) -> [Item; 2] {
 /// The rule that the kernel has, or `None` when Byrnie writes none like it.
 pub(super) fn from_kernel(info: &RuleInfo) -> Option<Rule> {
     let spec = info.spec();
-    let hook = Hook::ALL
-        .into_iter()
-        .find(|hook| hook.as_str() == info.chain)?;
+    let hook = Hook::ALL.into_iter().find(|hook| hook.as_str() == info.chain)?;
     let purpose = Purpose::from_label(spec.comment_ref()?)?;
     let mut matches = Vec::new();
     let mut items = spec.items().iter();
@@ -76,8 +74,7 @@ pub(super) fn from_kernel(info: &RuleInfo) -> Option<Rule> {
         match items.next()? {
             Item::Match(found) => matches.push(condition(found)?),
             Item::Expr(Expr::Meta {
-                key: MetaKey::SkUid,
-                ..
+                key: MetaKey::SkUid, ..
             }) => matches.push(uid_condition(items.next()?)?),
             Item::Stmt(Stmt::Counter) => {}
             Item::Stmt(Stmt::Redirect(Some(port))) => break Action::Redirect(*port),
@@ -103,9 +100,7 @@ fn condition(found: &KernelMatch) -> Option<Match> {
         (Field::Mark, Value::Int(mark)) => Match::Mark(u32::try_from(*mark).ok()?),
         (Field::Oifname, Value::Name(name)) => Match::OutInterface(name.clone()),
         (Field::Iifname, Value::Name(name)) => Match::InInterface(name.clone()),
-        (Field::Ip4Daddr | Field::Ip6Daddr, Value::Addr(address)) => {
-            Match::Destination(IpNet::from(*address))
-        }
+        (Field::Ip4Daddr | Field::Ip6Daddr, Value::Addr(address)) => Match::Destination(IpNet::from(*address)),
         (Field::Ip4Daddr | Field::Ip6Daddr, Value::Prefix(address, length)) => {
             Match::Destination(IpNet::new(*address, *length).ok()?)
         }
@@ -116,9 +111,7 @@ fn condition(found: &KernelMatch) -> Option<Match> {
 fn uid_condition(compare: &Item) -> Option<Match> {
     match compare {
         Item::Expr(Expr::Cmp {
-            op: CmpOp::Eq,
-            data,
-            ..
+            op: CmpOp::Eq, data, ..
         }) => {
             let bytes: [u8; 4] = data.as_slice().try_into().ok()?;
             Some(Match::SocketUid(u32::from_ne_bytes(bytes)))

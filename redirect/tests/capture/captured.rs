@@ -5,8 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use byrnie_netlab::harness::Verdict;
 use byrnie_netlab::{Entered, Privileges, RunAs};
 use byrnie_redirect::{
-    CANARY_APPLICATION_PORT, CANARY_PROXY_PORT, CANARY_V4, CANARY_V6, CaptureConfig, Exempt,
-    PROXY_MARK, PROXY_UID,
+    CANARY_APPLICATION_PORT, CANARY_PROXY_PORT, CANARY_V4, CANARY_V6, CaptureConfig, Exempt, PROXY_MARK, PROXY_UID,
 };
 
 use crate::rig::{APP, Rig, serve};
@@ -38,9 +37,7 @@ pub(crate) fn a_connection_to_the_pod_lands_on_the_inbound_port_with_its_origina
     Verdict::Passed
 }
 
-pub(crate) fn ipv4_inside_an_ipv6_socket_has_its_original_destination_as_ipv4(
-    entered: &Entered,
-) -> Verdict {
+pub(crate) fn ipv4_inside_an_ipv6_socket_has_its_original_destination_as_ipv4(entered: &Entered) -> Verdict {
     let rig = Rig::new(entered);
     let mut config = rig.config();
     config.inbound_port = 16003;
@@ -54,15 +51,10 @@ pub(crate) fn ipv4_inside_an_ipv6_socket_has_its_original_destination_as_ipv4(
     Verdict::Passed
 }
 
-pub(crate) fn a_connection_made_to_the_outbound_port_itself_is_told_apart(
-    entered: &Entered,
-) -> Verdict {
+pub(crate) fn a_connection_made_to_the_outbound_port_itself_is_told_apart(entered: &Entered) -> Verdict {
     let rig = Rig::new(entered);
     rig.apply(&rig.config());
-    for address in [
-        IpAddr::from(Ipv4Addr::LOCALHOST),
-        Ipv6Addr::LOCALHOST.into(),
-    ] {
+    for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
         assert_eq!(rig.ask(SocketAddr::new(address, 15001)), "outbound direct");
     }
     // Redirected to where it was going anyway.
@@ -71,30 +63,19 @@ pub(crate) fn a_connection_made_to_the_outbound_port_itself_is_told_apart(
     Verdict::Passed
 }
 
-pub(crate) fn one_canary_answers_applications_and_the_other_the_proxy_too(
-    entered: &Entered,
-) -> Verdict {
+pub(crate) fn one_canary_answers_applications_and_the_other_the_proxy_too(entered: &Entered) -> Verdict {
     let rig = Rig::new(entered);
     rig.apply(&CaptureConfig::new(Exempt::Mark(PROXY_MARK)));
     for [application, proxy] in canaries() {
-        assert_eq!(
-            rig.ask_as(APP, application),
-            format!("outbound {application}")
-        );
+        assert_eq!(rig.ask_as(APP, application), format!("outbound {application}"));
         assert_eq!(rig.ask_as(APP, proxy), format!("outbound {proxy}"));
-        assert_eq!(
-            rig.ask_marked(proxy, PROXY_MARK),
-            format!("outbound {proxy}")
-        );
+        assert_eq!(rig.ask_marked(proxy, PROXY_MARK), format!("outbound {proxy}"));
         assert!(rig.try_marked(application, PROXY_MARK).is_err());
     }
     if entered.privileges() == Privileges::Root {
         rig.apply(&CaptureConfig::new(Exempt::Uid(PROXY_UID)));
         for [application, proxy] in canaries() {
-            assert_eq!(
-                rig.ask_as(APP, application),
-                format!("outbound {application}")
-            );
+            assert_eq!(rig.ask_as(APP, application), format!("outbound {application}"));
             assert_eq!(rig.ask_as(RunAs::Proxy, proxy), format!("outbound {proxy}"));
             assert!(rig.ask_as(RunAs::Proxy, application).starts_with("error"));
         }
@@ -106,8 +87,7 @@ pub(crate) fn canaries_answer_whatever_is_excluded(entered: &Entered) -> Verdict
     let rig = Rig::new(entered);
     let mut config = rig.config();
     config.exclude_outbound_ports = vec![CANARY_APPLICATION_PORT, CANARY_PROXY_PORT];
-    config.exclude_outbound_cidrs =
-        vec!["192.0.2.0/24".parse().unwrap(), "100::/64".parse().unwrap()];
+    config.exclude_outbound_cidrs = vec!["192.0.2.0/24".parse().unwrap(), "100::/64".parse().unwrap()];
     config.exclude_interfaces = vec!["eth0".into()];
     rig.apply(&config);
     for canary in canaries().into_iter().flatten() {
@@ -117,7 +97,6 @@ pub(crate) fn canaries_answer_whatever_is_excluded(entered: &Entered) -> Verdict
 }
 
 pub(crate) fn canaries() -> [[SocketAddr; 2]; 2] {
-    [IpAddr::from(CANARY_V4), CANARY_V6.into()].map(|address| {
-        [CANARY_APPLICATION_PORT, CANARY_PROXY_PORT].map(|port| SocketAddr::new(address, port))
-    })
+    [IpAddr::from(CANARY_V4), CANARY_V6.into()]
+        .map(|address| [CANARY_APPLICATION_PORT, CANARY_PROXY_PORT].map(|port| SocketAddr::new(address, port)))
 }

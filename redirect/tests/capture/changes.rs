@@ -9,9 +9,7 @@ use byrnie_redirect::{Applied, Capture, NfTables, Removed};
 
 use crate::rig::{APP, PATIENCE, Rig, serve_echo};
 
-pub(crate) fn applying_twice_changes_nothing_and_keeps_open_connections(
-    entered: &Entered,
-) -> Verdict {
+pub(crate) fn applying_twice_changes_nothing_and_keeps_open_connections(entered: &Entered) -> Verdict {
     let rig = Rig::new(entered);
     let config = rig.config();
     assert_eq!(rig.apply(&config), Applied::Changed);
@@ -41,15 +39,8 @@ pub(crate) fn a_new_configuration_replaces_the_old_one(entered: &Entered) -> Ver
     assert_eq!(rig.apply(&other), Applied::Changed);
     let state = rig.pod.run(|| NfTables.show()).unwrap().unwrap();
     assert_eq!(state.config().as_ref(), Some(&other));
-    let refused = rig
-        .pod
-        .run(|| NfTables.verify(&rig.config()))
-        .unwrap()
-        .unwrap_err();
-    assert!(
-        refused.to_string().contains("tcp dport 443 accept"),
-        "{refused}"
-    );
+    let refused = rig.pod.run(|| NfTables.verify(&rig.config())).unwrap().unwrap_err();
+    assert!(refused.to_string().contains("tcp dport 443 accept"), "{refused}");
     rig.pod.run(|| NfTables.verify(&other)).unwrap().unwrap();
 
     let mut wrong = rig.config();
@@ -71,9 +62,7 @@ pub(crate) fn removing_gives_the_network_back(entered: &Entered) -> Verdict {
     Verdict::Passed
 }
 
-pub(crate) fn applying_to_a_running_namespace_cuts_connections_from_before(
-    entered: &Entered,
-) -> Verdict {
+pub(crate) fn applying_to_a_running_namespace_cuts_connections_from_before(entered: &Entered) -> Verdict {
     let rig = Rig::new(entered);
     // Rules that leave eth0 alone: connection tracking runs, as it does in a
     // namespace that has rules of someone else.
@@ -90,9 +79,7 @@ pub(crate) fn applying_to_a_running_namespace_cuts_connections_from_before(
     // Its next packet is the first of an unknown connection, so the rules
     // decide it, and the proxy's end has never heard of it.
     before.set_read_timeout(Some(PATIENCE)).unwrap();
-    let answered = before
-        .write_all(b"x")
-        .and_then(|()| before.read_exact(&mut [0]));
+    let answered = before.write_all(b"x").and_then(|()| before.read_exact(&mut [0]));
     assert!(answered.is_err(), "a connection from before went on");
     assert_eq!(rig.ask(echo), format!("outbound {echo}"));
     Verdict::Passed
@@ -101,8 +88,7 @@ pub(crate) fn applying_to_a_running_namespace_cuts_connections_from_before(
 pub(crate) fn what_the_kernel_has_is_shown_with_its_counters(entered: &Entered) -> Verdict {
     let rig = Rig::new(entered);
     let mut config = rig.config();
-    config.exclude_outbound_cidrs =
-        vec!["10.9.0.0/16".parse().unwrap(), "fd99::/32".parse().unwrap()];
+    config.exclude_outbound_cidrs = vec!["10.9.0.0/16".parse().unwrap(), "fd99::/32".parse().unwrap()];
     config.exclude_uids = vec![33];
     config.exclude_interfaces = vec!["net1".into()];
     config.exclude_inbound_ports = vec![22];
@@ -116,10 +102,7 @@ pub(crate) fn what_the_kernel_has_is_shown_with_its_counters(entered: &Entered) 
     let captured = text
         .lines()
         .find(|line| line.contains("redirect to :15001 comment \"capture\""));
-    assert!(
-        captured.unwrap().contains("counter packets 1 bytes"),
-        "{text}"
-    );
+    assert!(captured.unwrap().contains("counter packets 1 bytes"), "{text}");
     assert!(text.contains("# complete"), "{text}");
     Verdict::Passed
 }
@@ -139,16 +122,11 @@ pub(crate) fn a_missing_rule_and_a_foreign_one_are_noticed(entered: &Entered) ->
             .await
             .unwrap();
         let foreign = Rule::new("byrnie", "output").family(Family::Inet);
-        connection
-            .add_rule(foreign.match_tcp_dport(80).drop())
-            .await
-            .unwrap();
+        connection.add_rule(foreign.match_tcp_dport(80).drop()).await.unwrap();
     };
     rig.pod
         .run(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(tamper());
         })
         .unwrap();
@@ -175,14 +153,8 @@ pub(crate) fn a_process_without_net_admin_gets_a_clear_refusal(entered: &Entered
     let rig = Rig::new(entered);
     let output = rig.role(APP, &["apply"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        text.contains("the kernel refused to apply the capture rules"),
-        "{text}"
-    );
-    assert!(
-        text.contains("EPERM") && text.contains("CAP_NET_ADMIN"),
-        "{text}"
-    );
+    assert!(text.contains("the kernel refused to apply the capture rules"), "{text}");
+    assert!(text.contains("EPERM") && text.contains("CAP_NET_ADMIN"), "{text}");
     let allowed = rig.role(RunAs::Operator, &["apply"]).output().unwrap();
     assert_eq!(String::from_utf8(allowed.stdout).unwrap().trim(), "Changed");
     Verdict::Passed
@@ -192,9 +164,7 @@ pub(crate) fn capture_may_be_called_inside_an_async_runtime(entered: &Entered) -
     let rig = Rig::new(entered);
     let config = rig.config();
     let applied = rig.pod.run(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async { NfTables.apply(&config).unwrap() })
     });
     assert_eq!(applied.unwrap(), Applied::Changed);

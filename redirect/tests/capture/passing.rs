@@ -4,9 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use byrnie_netlab::harness::Verdict;
 use byrnie_netlab::{Entered, Privileges, RunAs};
-use byrnie_redirect::{
-    Capture, CaptureConfig, CaptureError, Exempt, NfTables, PROXY_MARK, PROXY_UID,
-};
+use byrnie_redirect::{Capture, CaptureConfig, CaptureError, Exempt, NfTables, PROXY_MARK, PROXY_UID};
 
 use crate::rig::{APP, Rig, serve};
 
@@ -15,10 +13,7 @@ pub(crate) fn a_marked_connection_passes(entered: &Entered) -> Verdict {
     rig.apply(&CaptureConfig::new(Exempt::Mark(PROXY_MARK)));
     for target in rig.targets(443) {
         assert_eq!(rig.ask_marked(target, PROXY_MARK), "peer");
-        assert_eq!(
-            rig.ask_marked(target, PROXY_MARK + 1),
-            format!("outbound {target}")
-        );
+        assert_eq!(rig.ask_marked(target, PROXY_MARK + 1), format!("outbound {target}"));
         assert_eq!(rig.ask(target), format!("outbound {target}"));
     }
     Verdict::Passed
@@ -33,10 +28,7 @@ pub(crate) fn the_proxys_uid_passes_and_no_other(entered: &Entered) -> Verdict {
     for target in rig.targets(443) {
         assert_eq!(rig.ask_as(RunAs::Proxy, target), "peer");
         assert_eq!(rig.ask_as(APP, target), format!("outbound {target}"));
-        assert_eq!(
-            rig.ask_as(RunAs::Operator, target),
-            format!("outbound {target}")
-        );
+        assert_eq!(rig.ask_as(RunAs::Operator, target), format!("outbound {target}"));
     }
     Verdict::Passed
 }
@@ -57,12 +49,7 @@ pub(crate) fn loopback_and_the_pods_own_address_are_not_captured(entered: &Enter
 pub(crate) fn the_proxys_own_inbound_ports_are_reached_directly(entered: &Entered) -> Verdict {
     let rig = Rig::new(entered);
     rig.apply(&rig.config());
-    for (address, port) in rig
-        .pod
-        .addresses()
-        .iter()
-        .flat_map(|a| [(*a, 15010), (*a, 15021)])
-    {
+    for (address, port) in rig.pod.addresses().iter().flat_map(|a| [(*a, 15010), (*a, 15021)]) {
         let at = SocketAddr::new(address, port);
         serve("proxy", rig.pod.listen(at).unwrap());
         assert_eq!(rig.call_in(at), "proxy direct");
@@ -97,9 +84,7 @@ pub(crate) fn what_is_excluded_passes_and_the_rest_does_not(entered: &Entered) -
     Verdict::Passed
 }
 
-pub(crate) fn an_excluded_interface_is_not_captured_in_either_direction(
-    entered: &Entered,
-) -> Verdict {
+pub(crate) fn an_excluded_interface_is_not_captured_in_either_direction(entered: &Entered) -> Verdict {
     let rig = Rig::new(entered);
     let mut config = rig.config();
     config.exclude_interfaces = vec!["eth0".into()];

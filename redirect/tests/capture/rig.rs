@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use byrnie_netlab::{Entered, Host, Lab, Privileges, RunAs};
 use byrnie_redirect::{
-    Applied, Capture, CaptureConfig, Exempt, NfTables, NotRedirected, PROXY_MARK, PROXY_UID,
-    original_dst, set_mark,
+    Applied, Capture, CaptureConfig, Exempt, NfTables, NotRedirected, PROXY_MARK, PROXY_UID, original_dst, set_mark,
 };
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
@@ -35,16 +34,10 @@ impl Rig {
         };
         let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         for address in loopback {
-            serve(
-                "outbound",
-                pod.listen(SocketAddr::new(address, 15001)).unwrap(),
-            );
+            serve("outbound", pod.listen(SocketAddr::new(address, 15001)).unwrap());
         }
         for address in pod.addresses() {
-            serve(
-                "inbound",
-                pod.listen(SocketAddr::new(*address, 15003)).unwrap(),
-            );
+            serve("inbound", pod.listen(SocketAddr::new(*address, 15003)).unwrap());
         }
         let rig = Self {
             pod,
@@ -67,9 +60,7 @@ impl Rig {
     /// Both addresses of the peer.
     pub(crate) fn targets(&self, port: u16) -> Vec<SocketAddr> {
         let addresses = self.peer.addresses().iter();
-        addresses
-            .map(|address| SocketAddr::new(*address, port))
-            .collect()
+        addresses.map(|address| SocketAddr::new(*address, port)).collect()
     }
 
     pub(crate) fn serve_on_peer(&self, port: u16) {
@@ -101,10 +92,7 @@ impl Rig {
 
     /// What answers a connection of a program with other privileges.
     pub(crate) fn ask_as(&self, run_as: RunAs, to: SocketAddr) -> String {
-        let output = self
-            .role(run_as, &["ask", &to.to_string()])
-            .output()
-            .unwrap();
+        let output = self.role(run_as, &["ask", &to.to_string()]).output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{errors}");
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
