@@ -4,14 +4,20 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
 
 use byrnie_netlab::harness::{self, Scenario, Settings};
 use byrnie_scenarios::{Leftovers, run, seed};
 
+mod policy;
 mod reach;
+mod strict;
 
 /// Scenarios at a time: most of their time is spent waiting.
 const AT_A_TIME: usize = 4;
+
+/// The life of an SVID that does not matter to a scenario.
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
 macro_rules! sentences {
     ($($module:ident: [$($name:ident),* $(,)?]),* $(,)?) => {
@@ -23,6 +29,34 @@ fn main() -> ExitCode {
     let scenarios = sentences![
         reach: [
             two_meshed_pods_talk_and_the_wire_shows_only_tls,
+            a_service_is_reached_by_cluster_ip_and_its_pods_by_their_own,
+            a_pod_that_calls_itself_through_its_service_obeys_its_own_policy,
+            a_server_that_speaks_first_is_heard_and_an_idle_client_is_left_alone,
+            a_half_closed_connection_still_carries_the_other_direction,
+            bulk_goes_both_ways_at_once_and_arrives_whole,
+            the_applications_own_tls_goes_through,
+            a_pod_outside_of_the_mesh_is_called_in_plaintext,
+            a_reader_that_stops_for_a_while_then_gets_every_byte,
+        ],
+        strict: [
+            an_unmeshed_pod_is_refused_before_the_application_is_dialled,
+            permissive_lets_plaintext_in_until_it_ends_and_cuts_it_then,
+            a_meshed_pods_address_is_never_classed_as_plaintext,
+            a_meshed_endpoint_is_never_called_in_plaintext,
+            an_unmeshed_endpoint_in_the_mesh_is_called_only_while_permissive,
+            a_connection_straight_to_the_proxys_ports_is_refused,
+            a_pod_is_ready_only_with_capture_and_an_svid,
+        ],
+        policy: [
+            a_denied_identity_is_refused_and_both_logs_name_the_event,
+            the_rules_name_is_for_the_same_namespace_only,
+            an_enforced_allow_shuts_out_everyone_else_and_an_audited_one_nobody,
+            a_policy_change_cuts_what_no_longer_passes_within_a_second_and_nothing_else,
+            an_ingress_is_let_in_by_the_principal_that_it_proves,
+            a_policy_that_closes_an_ingress_cuts_its_open_connections,
+            egress_is_allowed_by_network_and_port_and_keeps_the_address,
+            a_policy_that_cannot_be_read_keeps_everyone_out,
+            the_mesh_may_be_default_deny,
         ],
     ];
     let around = || -> Box<dyn FnOnce() -> Vec<String>> {
@@ -31,4 +65,10 @@ fn main() -> ExitCode {
         Box::new(move || before.since())
     };
     harness::main_with(scenarios, &[], &Settings { threads: AT_A_TIME, around })
+}
+
+/// A time as Kubernetes writes it (RFC 3339).
+pub(crate) fn in_seconds(time: SystemTime) -> String {
+    let time = time::OffsetDateTime::from(time).replace_nanosecond(0).unwrap();
+    time.format(&time::format_description::well_known::Rfc3339).unwrap()
 }
