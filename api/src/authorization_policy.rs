@@ -113,11 +113,7 @@ impl AuthorizationPolicySpec {
     /// Everything that is wrong with it.
     pub fn validate(&self) -> Vec<Problem> {
         let mesh = MeshSettings::default();
-        let place = Place {
-            object: "",
-            namespace: "default",
-            trust_domain: &mesh.trust_domain,
-        };
+        let place = Place { object: "", namespace: "default", trust_domain: &mesh.trust_domain };
         self.policy_rules(place).err().unwrap_or_default()
     }
 
@@ -135,11 +131,7 @@ impl AuthorizationPolicySpec {
         };
         let Some(rules) = &self.rules else {
             let everything = rule(place.object.into(), Vec::new(), Ports::ANY);
-            return if problems.is_empty() {
-                Ok(vec![everything])
-            } else {
-                Err(problems)
-            };
+            return if problems.is_empty() { Ok(vec![everything]) } else { Err(problems) };
         };
         not_empty("spec.rules", rules, &mut problems);
         let mut compiled = Vec::with_capacity(rules.len());
@@ -149,11 +141,7 @@ impl AuthorizationPolicySpec {
             let ports = written.ports(&path, &mut problems);
             compiled.push(rule(format!("{}[{index}]", place.object).into(), from, ports));
         }
-        if problems.is_empty() {
-            Ok(compiled)
-        } else {
-            Err(problems)
-        }
+        if problems.is_empty() { Ok(compiled) } else { Err(problems) }
     }
 
     fn sources(&self, path: &str, rule: &Rule, place: Place<'_>, problems: &mut Vec<Problem>) -> Vec<PeerMatch> {
@@ -163,9 +151,7 @@ impl AuthorizationPolicySpec {
         let path = format!("{path}.from");
         not_empty(&path, from, problems);
         let numbered = from.iter().enumerate();
-        numbered
-            .map(|(index, source)| self.source(&format!("{path}[{index}]"), source, place, problems))
-            .collect()
+        numbered.map(|(index, source)| self.source(&format!("{path}[{index}]"), source, place, problems)).collect()
     }
 
     fn source(&self, path: &str, source: &Source, place: Place<'_>, problems: &mut Vec<Problem>) -> PeerMatch {

@@ -54,13 +54,7 @@ impl CaptureExclusions {
                 |text| parse_cidr(text).ok(),
                 &mut problems,
             ),
-            uids: list(
-                annotations,
-                labels::EXCLUDE_UIDS,
-                "a user ID",
-                |text| text.parse().ok(),
-                &mut problems,
-            ),
+            uids: list(annotations, labels::EXCLUDE_UIDS, "a user ID", |text| text.parse().ok(), &mut problems),
             interfaces: list(
                 annotations,
                 labels::EXCLUDE_INTERFACES,
@@ -69,11 +63,7 @@ impl CaptureExclusions {
                 &mut problems,
             ),
         };
-        if problems.is_empty() {
-            Ok(exclusions)
-        } else {
-            Err(problems)
-        }
+        if problems.is_empty() { Ok(exclusions) } else { Err(problems) }
     }
 
     /// Whether connections to this port of the pod reach the proxy.
@@ -120,10 +110,7 @@ mod tests {
     use super::*;
 
     fn read(pairs: &[(&str, &str)]) -> Result<CaptureExclusions, Vec<Problem>> {
-        let annotations = pairs
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect();
+        let annotations = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         CaptureExclusions::from_annotations(&annotations)
     }
 

@@ -41,11 +41,7 @@ pub fn compile<'a>(
         }
     }
     if let Some(name) = strict_by.into_iter().min() {
-        policies.mtls = vec![MtlsRule {
-            name,
-            scope: MtlsScope::Namespace,
-            terms: MtlsTerms::Strict,
-        }];
+        policies.mtls = vec![MtlsRule { name, scope: MtlsScope::Namespace, terms: MtlsTerms::Strict }];
     }
     policies
 }
@@ -72,11 +68,7 @@ fn add(mesh: &MeshSettings, object: &Object, policies: &mut Policies, strict_by:
         },
         Object::AuthorizationPolicy(policy) => {
             let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
-            let place = Place {
-                object: &name,
-                namespace,
-                trust_domain: &mesh.trust_domain,
-            };
+            let place = Place { object: &name, namespace, trust_domain: &mesh.trust_domain };
             match policy.spec.policy_rules(place) {
                 Ok(rules) => policies.authorization.extend(rules),
                 Err(_) => policies.authorization.push(deny_everyone(&name)),
@@ -85,13 +77,8 @@ fn add(mesh: &MeshSettings, object: &Object, policies: &mut Policies, strict_by:
         // These two only ever let something through: left out, they let nothing through.
         Object::IngressPolicy(policy) => policies.ingress.extend(policy.spec.rule(&name)),
         Object::EgressPolicy(policy) => policies.egress.extend(policy.spec.rules(&name).unwrap_or_default()),
-        Object::Refused(RefusedPolicy {
-            kind: Kind::MtlsPolicy, ..
-        }) => strict_by.push(refused_name(&name)),
-        Object::Refused(RefusedPolicy {
-            kind: Kind::AuthorizationPolicy,
-            ..
-        }) => {
+        Object::Refused(RefusedPolicy { kind: Kind::MtlsPolicy, .. }) => strict_by.push(refused_name(&name)),
+        Object::Refused(RefusedPolicy { kind: Kind::AuthorizationPolicy, .. }) => {
             policies.authorization.push(deny_everyone(&name));
         }
         Object::Refused(_) => {}

@@ -54,9 +54,7 @@ impl EgressPolicySpec {
 
     /// Whether it is for this service account of its namespace.
     pub fn concerns(&self, service_account: &str) -> bool {
-        self.service_accounts
-            .as_ref()
-            .is_none_or(|accounts| accounts.iter().any(|one| one == service_account))
+        self.service_accounts.as_ref().is_none_or(|accounts| accounts.iter().any(|one| one == service_account))
     }
 
     pub(crate) fn rules(&self, object: &str) -> Result<Vec<EgressRule>, Vec<Problem>> {

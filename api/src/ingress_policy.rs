@@ -52,15 +52,7 @@ impl IngressPolicySpec {
         let principals = numbered
             .filter_map(|(index, text)| syntax::spiffe_id(&format!("spec.principals[{index}]"), text, &mut problems))
             .collect();
-        if problems.is_empty() {
-            Ok(IngressRule {
-                name: name.into(),
-                principals,
-                ports,
-            })
-        } else {
-            Err(problems)
-        }
+        if problems.is_empty() { Ok(IngressRule { name: name.into(), principals, ports }) } else { Err(problems) }
     }
 }
 

@@ -164,19 +164,12 @@ impl MeshConfigSpec {
             return Err(problems);
         }
         let said = |action: Option<Action>, otherwise| action.map_or(otherwise, DefaultAction::from);
-        let authorization = self
-            .authorization
-            .as_ref()
-            .and_then(|authorization| authorization.default);
+        let authorization = self.authorization.as_ref().and_then(|authorization| authorization.default);
         let egress = self.egress.as_ref().and_then(|egress| egress.default);
         Ok(MeshSettings {
             trust_domain,
             svid_ttl: svid_ttl.unwrap_or(otherwise.svid_ttl),
-            mtls_floor: self
-                .mtls
-                .as_ref()
-                .and_then(|mtls| mtls.floor)
-                .unwrap_or(otherwise.mtls_floor),
+            mtls_floor: self.mtls.as_ref().and_then(|mtls| mtls.floor).unwrap_or(otherwise.mtls_floor),
             authorization_default: said(authorization, otherwise.authorization_default),
             egress_default: said(egress, otherwise.egress_default),
             service_cidrs,
@@ -210,11 +203,7 @@ const LONGEST_SVID_TTL: Duration = HOUR.saturating_mul(24 * 7);
 fn svid_ttl(text: &str, problems: &mut Vec<Problem>) -> Option<Duration> {
     let ttl = syntax::duration(text).filter(|ttl| (SHORTEST_SVID_TTL..=LONGEST_SVID_TTL).contains(ttl));
     if ttl.is_none() {
-        problems.push(Problem::new(
-            "spec.svidTtl",
-            "a duration from `1h` to `7d`, such as `24h`",
-            quote(text),
-        ));
+        problems.push(Problem::new("spec.svidTtl", "a duration from `1h` to `7d`, such as `24h`", quote(text)));
     }
     ttl
 }

@@ -73,10 +73,7 @@ impl MtlsPolicySpec {
             (None, Some(selector)) if !selector.is_empty() => Some(MtlsScope::Workload),
             (None, _) => Some(MtlsScope::Namespace),
         };
-        let until = self
-            .until
-            .as_deref()
-            .map(|text| syntax::timestamp("spec.until", text, &mut problems));
+        let until = self.until.as_deref().map(|text| syntax::timestamp("spec.until", text, &mut problems));
         let terms = match (self.mode, until) {
             (MtlsMode::Permissive, until) => MtlsTerms::Permissive { until: until.flatten() },
             (MtlsMode::Strict, None) => MtlsTerms::Strict,
@@ -87,11 +84,7 @@ impl MtlsPolicySpec {
             }
         };
         match scope {
-            Some(scope) if problems.is_empty() => Ok(MtlsRule {
-                name: name.into(),
-                scope,
-                terms,
-            }),
+            Some(scope) if problems.is_empty() => Ok(MtlsRule { name: name.into(), scope, terms }),
             _ => Err(problems),
         }
     }

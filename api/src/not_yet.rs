@@ -16,10 +16,7 @@ type Fields = &'static [(&'static str, &'static str)];
 
 const ANYWHERE: Fields = &[
     ("status", "status is not written yet"),
-    (
-        "spec.selector.matchExpressions",
-        "workloads are selected by matchLabels only",
-    ),
+    ("spec.selector.matchExpressions", "workloads are selected by matchLabels only"),
 ];
 
 const L4: &str = "policies are by identity and port only; what is inside of HTTP is not looked at";
@@ -30,10 +27,7 @@ const MESH: &str = "the mesh has no such setting";
 const fn fields(kind: Kind) -> Fields {
     match kind {
         Kind::MeshConfig => &[
-            (
-                "spec.mtls.mode",
-                "an enrolled namespace is Strict; MtlsPolicy changes that",
-            ),
+            ("spec.mtls.mode", "an enrolled namespace is Strict; MtlsPolicy changes that"),
             ("spec.protocols", "UDP and SCTP are neither captured nor encrypted"),
             ("spec.otherProtocols", "UDP and SCTP are neither captured nor encrypted"),
             ("spec.udp", "UDP is neither captured nor encrypted"),
@@ -52,14 +46,8 @@ const fn fields(kind: Kind) -> Fields {
         ],
         Kind::MtlsPolicy => &[("spec.ports", "one policy is for one `port`, or for all")],
         Kind::AuthorizationPolicy => &[
-            (
-                "spec.rules[].from[].ipBlocks",
-                "callers are known by their identity only",
-            ),
-            (
-                "spec.rules[].from[].notIpBlocks",
-                "callers are known by their identity only",
-            ),
+            ("spec.rules[].from[].ipBlocks", "callers are known by their identity only"),
+            ("spec.rules[].from[].notIpBlocks", "callers are known by their identity only"),
             ("spec.rules[].to[].methods", L4),
             ("spec.rules[].to[].paths", L4),
             ("spec.rules[].to[].hosts", L4),
@@ -72,10 +60,7 @@ const fn fields(kind: Kind) -> Fields {
             ("spec.from", MTLS_INGRESS),
             ("spec.plaintext", MTLS_INGRESS),
             ("spec.tls", MTLS_INGRESS),
-            (
-                "spec.mtls",
-                "`principals` says who the client must be; nothing else of TLS is chosen here",
-            ),
+            ("spec.mtls", "`principals` says who the client must be; nothing else of TLS is chosen here"),
             ("spec.allowNodeAddresses", MTLS_INGRESS),
             ("spec.ipBlocks", MTLS_INGRESS),
             ("spec.hosts", L4),

@@ -42,13 +42,8 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [
-        Self::MeshConfig,
-        Self::MtlsPolicy,
-        Self::AuthorizationPolicy,
-        Self::IngressPolicy,
-        Self::EgressPolicy,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::MeshConfig, Self::MtlsPolicy, Self::AuthorizationPolicy, Self::IngressPolicy, Self::EgressPolicy];
 
     /// The name in `kind:`.
     pub const fn as_str(self) -> &'static str {
@@ -78,11 +73,7 @@ impl FromStr for Kind {
 
     fn from_str(text: &str) -> Result<Self, Problem> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(|| {
-            let hint = if not_yet::KINDS.contains(&text) {
-                NOT_SUPPORTED_YET
-            } else {
-                "unknown kind"
-            };
+            let hint = if not_yet::KINDS.contains(&text) { NOT_SUPPORTED_YET } else { "unknown kind" };
             let known = Self::ALL.map(|kind| format!("`{kind}`")).join(" or ");
             Problem::new("kind", known, quote(text)).hint(hint)
         })
@@ -144,10 +135,7 @@ impl Object {
     pub fn name(&self) -> &str {
         match self {
             Self::Refused(refused) => &refused.name,
-            _ => self
-                .metadata()
-                .and_then(|metadata| metadata.name.as_deref())
-                .unwrap_or_default(),
+            _ => self.metadata().and_then(|metadata| metadata.name.as_deref()).unwrap_or_default(),
         }
     }
 
@@ -204,11 +192,7 @@ impl fmt::Display for Object {
 pub fn parse(value: Value) -> Result<Object, ParseError> {
     let Value::Object(fields) = value else {
         let problem = Problem::new("object", "fields", describe(&value));
-        return Err(ParseError {
-            object: "an object".to_owned(),
-            problems: vec![problem],
-            stand_in: None,
-        });
+        return Err(ParseError { object: "an object".to_owned(), problems: vec![problem], stand_in: None });
     };
     let mut problems = Vec::new();
     check_api_version(fields.get("apiVersion"), &mut problems);
@@ -234,11 +218,7 @@ pub fn parse(value: Value) -> Result<Object, ParseError> {
 fn check_api_version(found: Option<&Value>, problems: &mut Vec<Problem>) {
     let found = found.unwrap_or(&Value::Null);
     if found.as_str() != Some(&format!("{GROUP}/{VERSION}")) {
-        problems.push(Problem::new(
-            "apiVersion",
-            format!("`{GROUP}/{VERSION}`"),
-            describe(found),
-        ));
+        problems.push(Problem::new("apiVersion", format!("`{GROUP}/{VERSION}`"), describe(found)));
     }
 }
 
@@ -288,11 +268,7 @@ fn check_metadata(kind: Kind, metadata: &ObjectMeta, problems: &mut Vec<Problem>
         }
         (true, None) => problems.push(Problem::new("metadata.namespace", "the object's namespace", "nothing")),
         (false, Some(namespace)) => {
-            problems.push(Problem::new(
-                "metadata.namespace",
-                "nothing: the object is the cluster's",
-                quote(namespace),
-            ));
+            problems.push(Problem::new("metadata.namespace", "nothing: the object is the cluster's", quote(namespace)));
         }
         (false, None) => {}
     }
@@ -301,26 +277,15 @@ fn check_metadata(kind: Kind, metadata: &ObjectMeta, problems: &mut Vec<Problem>
 fn refusal(kind: Option<Kind>, fields: &Map<String, Value>, problems: Vec<Problem>) -> ParseError {
     let metadata = fields.get("metadata").and_then(Value::as_object);
     let part = |name: &str| metadata.and_then(|metadata| text(metadata, name));
-    let place = [part("namespace"), part("name")]
-        .into_iter()
-        .flatten()
-        .map(|text| quote(text).replace('`', ""));
+    let place = [part("namespace"), part("name")].into_iter().flatten().map(|text| quote(text).replace('`', ""));
     let place = place.collect::<Vec<_>>().join("/");
     let kind_name = text(fields, "kind").map_or_else(|| "object".to_owned(), |text| quote(text).replace('`', ""));
-    let object = if place.is_empty() {
-        format!("{kind_name} without a name")
-    } else {
-        format!("{kind_name} {place}")
-    };
+    let object = if place.is_empty() { format!("{kind_name} without a name") } else { format!("{kind_name} {place}") };
     let stand_in = kind.zip(part("namespace")).and_then(|(kind, namespace)| {
         let name = part("name").unwrap_or_default();
         stand_in(kind, namespace, name, fields.get("spec").and_then(Value::as_object))
     });
-    ParseError {
-        object,
-        problems,
-        stand_in: stand_in.map(Box::new),
-    }
+    ParseError { object, problems, stand_in: stand_in.map(Box::new) }
 }
 
 fn stand_in(kind: Kind, namespace: &str, name: &str, spec: Option<&Map<String, Value>>) -> Option<Object> {

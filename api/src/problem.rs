@@ -25,12 +25,7 @@ pub struct Problem {
 
 impl Problem {
     pub(crate) fn new(path: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
-        Self {
-            path: path.into(),
-            expected: expected.into(),
-            found: found.into(),
-            hint: String::new(),
-        }
+        Self { path: path.into(), expected: expected.into(), found: found.into(), hint: String::new() }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {

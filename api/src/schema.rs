@@ -22,10 +22,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
 
 /// Everything in `object` that the schema of `kind` does not allow.
 pub(crate) fn check(kind: Kind, object: &Map<String, Value>) -> Vec<Problem> {
-    let mut check = Check {
-        kind,
-        problems: Vec::new(),
-    };
+    let mut check = Check { kind, problems: Vec::new() };
     let root = schema(kind);
     for (name, value) in object {
         match (name.as_str(), property(root, name)) {
@@ -51,17 +48,12 @@ fn crd(kind: Kind) -> CustomResourceDefinition {
 fn schema(kind: Kind) -> &'static Value {
     static SCHEMAS: OnceLock<Vec<(Kind, Value)>> = OnceLock::new();
     let schemas = SCHEMAS.get_or_init(|| Kind::ALL.into_iter().map(|kind| (kind, root_schema(kind))).collect());
-    schemas
-        .iter()
-        .find(|(of, _)| *of == kind)
-        .map_or(&Value::Null, |(_, schema)| schema)
+    schemas.iter().find(|(of, _)| *of == kind).map_or(&Value::Null, |(_, schema)| schema)
 }
 
 fn root_schema(kind: Kind) -> Value {
     let version = crd(kind).spec.versions.into_iter().next();
-    let schema = version
-        .and_then(|version| version.schema)
-        .and_then(|schema| schema.open_api_v3_schema);
+    let schema = version.and_then(|version| version.schema).and_then(|schema| schema.open_api_v3_schema);
     serde_json::to_value(schema).unwrap_or_default()
 }
 
@@ -147,11 +139,7 @@ impl Check {
         let required = schema.get("required").and_then(Value::as_array);
         for name in required.into_iter().flatten().filter_map(Value::as_str) {
             if !fields.contains_key(name) {
-                let path = if path.is_empty() {
-                    name.to_owned()
-                } else {
-                    format!("{path}.{name}")
-                };
+                let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
                 let expected = property(schema, name).map_or_else(|| "a value".to_owned(), expected);
                 self.note(Problem::new(path, expected, "nothing"));
             }
@@ -189,11 +177,7 @@ fn expected(schema: &Value) -> String {
 }
 
 fn one_of(choices: &[Value]) -> String {
-    let choices: Vec<String> = choices
-        .iter()
-        .filter(|choice| !choice.is_null())
-        .map(describe)
-        .collect();
+    let choices: Vec<String> = choices.iter().filter(|choice| !choice.is_null()).map(describe).collect();
     choices.join(" or ")
 }
 

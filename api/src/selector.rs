@@ -19,9 +19,7 @@ pub struct Selector {
 impl Selector {
     /// Whether a pod with these labels is selected. An empty selector selects every pod.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.match_labels
-            .iter()
-            .all(|(key, value)| labels.get(key) == Some(value))
+        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
 
     /// Whether it selects every pod.

@@ -35,13 +35,7 @@ pub(crate) fn label_key(path: &str, text: &str, problems: &mut Vec<Problem>) -> 
         Some((prefix, name)) => is_dns_subdomain(prefix) && is_label_text(name) && !name.is_empty(),
         None => is_label_text(text) && !text.is_empty(),
     };
-    note(
-        good,
-        path,
-        "the key of a label, such as `app` or `example.com/app`",
-        text,
-        problems,
-    )
+    note(good, path, "the key of a label, such as `app` or `example.com/app`", text, problems)
 }
 
 /// A label's value.
@@ -94,9 +88,7 @@ pub(crate) fn cidrs(path: &str, texts: &[String], problems: &mut Vec<Problem>) -
 /// A list of ports; empty: every port.
 pub(crate) fn ports(path: &str, numbers: &[u16], problems: &mut Vec<Problem>) -> Ports {
     let numbered = numbers.iter().enumerate();
-    numbered
-        .filter_map(|(index, number)| port(&format!("{path}[{index}]"), *number, problems))
-        .collect()
+    numbered.filter_map(|(index, number)| port(&format!("{path}[{index}]"), *number, problems)).collect()
 }
 
 /// A port.
@@ -110,9 +102,7 @@ pub(crate) fn port(path: &str, number: u16, problems: &mut Vec<Problem>) -> Opti
 
 /// An RFC 3339 time.
 pub(crate) fn timestamp(path: &str, text: &str, problems: &mut Vec<Problem>) -> Option<SystemTime> {
-    let time = OffsetDateTime::parse(text, &Rfc3339)
-        .ok()
-        .filter(|time| *time > OffsetDateTime::UNIX_EPOCH);
+    let time = OffsetDateTime::parse(text, &Rfc3339).ok().filter(|time| *time > OffsetDateTime::UNIX_EPOCH);
     if time.is_none() {
         let expected = "a time such as `2030-01-31T18:00:00Z` (RFC 3339)";
         problems.push(Problem::new(path, expected, quote(text)));
@@ -162,9 +152,7 @@ fn is_label_text(text: &str) -> bool {
     text.len() <= LONGEST_LABEL
         && edge(text.bytes().next())
         && edge(text.bytes().last())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 #[cfg(test)]
@@ -225,14 +213,7 @@ mod tests {
         assert!(timestamp("", "2030-01-31T18:00:00Z", problems).is_some());
         assert!(timestamp("", "2030-01-31T18:00:00.5+01:00", problems).is_some());
         assert!(problems.is_empty());
-        for bad in [
-            "",
-            "tomorrow",
-            "2030-01-31",
-            "2030-01-31 18:00",
-            "1969-12-31T00:00:00Z",
-            "2030-13-01T00:00:00Z",
-        ] {
+        for bad in ["", "tomorrow", "2030-01-31", "2030-01-31 18:00", "1969-12-31T00:00:00Z", "2030-13-01T00:00:00Z"] {
             assert_eq!(timestamp("spec.until", bad, problems), None, "{bad}");
         }
         assert_eq!(problems.len(), 6);

@@ -39,20 +39,14 @@ pub struct IssueLimits {
 impl IssueLimits {
     /// As the default, but lives down to `shortest` are allowed: for tests and demonstrations that watch a renewal.
     pub fn allow_shorter(shortest: Duration) -> Self {
-        Self {
-            shortest,
-            ..Self::default()
-        }
+        Self { shortest, ..Self::default() }
     }
 }
 
 impl Default for IssueLimits {
     /// One hour to seven days.
     fn default() -> Self {
-        Self {
-            shortest: Duration::from_secs(3600),
-            longest: Duration::from_secs(7 * 24 * 3600),
-        }
+        Self { shortest: Duration::from_secs(3600), longest: Duration::from_secs(7 * 24 * 3600) }
     }
 }
 
@@ -166,8 +160,7 @@ impl CertificateAuthority {
             return Ok(false);
         }
         let issuing =
-            self.root
-                .new_intermediate(&self.trust_domain, self.now(), self.limits.longest.saturating_mul(2))?;
+            self.root.new_intermediate(&self.trust_domain, self.now(), self.limits.longest.saturating_mul(2))?;
         if let Some(dir) = &self.directory {
             write_signer(dir, ISSUING_FILE, &issuing)?;
         }
@@ -186,19 +179,14 @@ impl CertificateAuthority {
         let bundle = TrustBundle::new(trust_domain.clone(), BUNDLE_REVISION, vec![root.certificate().clone()])?;
         let now = unix_seconds(clock.wall());
         if let Some(issuing) = &issuing {
-            issuing
-                .check_issued_by(&root)
-                .map_err(|source| AuthorityError::Content {
-                    path: directory.clone().unwrap_or_default().join(ISSUING_FILE),
-                    reason: source.to_string(),
-                })?;
+            issuing.check_issued_by(&root).map_err(|source| AuthorityError::Content {
+                path: directory.clone().unwrap_or_default().join(ISSUING_FILE),
+                reason: source.to_string(),
+            })?;
         }
         let (issuing, is_new) = match issuing {
             Some(issuing) => (issuing, false),
-            None => (
-                root.new_intermediate(&trust_domain, now, limits.longest.saturating_mul(2))?,
-                true,
-            ),
+            None => (root.new_intermediate(&trust_domain, now, limits.longest.saturating_mul(2))?, true),
         };
         if let (Some(dir), true) = (&directory, is_new) {
             write_signer(dir, ISSUING_FILE, &issuing)?;
@@ -306,11 +294,7 @@ pub enum AuthorityError {
 
 impl AuthorityError {
     fn file(dir: &Path, name: &str, source: io::Error) -> Self {
-        let path = if name.is_empty() {
-            dir.to_owned()
-        } else {
-            dir.join(name)
-        };
+        let path = if name.is_empty() { dir.to_owned() } else { dir.join(name) };
         Self::File { path, source }
     }
 }
@@ -325,10 +309,8 @@ fn read_signer(dir: &Path, name: &str) -> Result<Option<Signer>, AuthorityError>
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(|source| AuthorityError::file(dir, name, source))?,
     };
-    let signer = Signer::from_pem(&text).map_err(|reason| AuthorityError::Content {
-        path: dir.join(name),
-        reason: reason.to_string(),
-    })?;
+    let signer = Signer::from_pem(&text)
+        .map_err(|reason| AuthorityError::Content { path: dir.join(name), reason: reason.to_string() })?;
     Ok(Some(signer))
 }
 

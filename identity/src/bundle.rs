@@ -58,15 +58,7 @@ impl TrustBundle {
         }
         let digest = x509::sha256(&distinct.iter().flat_map(|root| x509::sha256(root)).collect::<Vec<u8>>());
         let authorities = facts.iter().map(Authority::of).collect();
-        Ok(Self(Arc::new(Inner {
-            trust_domain,
-            revision,
-            roots: distinct,
-            anchors,
-            facts,
-            authorities,
-            digest,
-        })))
+        Ok(Self(Arc::new(Inner { trust_domain, revision, roots: distinct, anchors, facts, authorities, digest })))
     }
 
     /// Reads the certificates of a PEM text (RFC 7468); other sections are skipped.
@@ -76,10 +68,7 @@ impl TrustBundle {
     pub fn from_pem(trust_domain: TrustDomain, revision: u64, pem: &[u8]) -> Result<Self, BundleError> {
         match x509::certificates_from_pem(pem) {
             Ok(roots) => Self::new(trust_domain, revision, roots),
-            Err(error) => Err(BundleError::Pem {
-                trust_domain,
-                reason: error.to_string(),
-            }),
+            Err(error) => Err(BundleError::Pem { trust_domain, reason: error.to_string() }),
         }
     }
 
@@ -135,13 +124,7 @@ impl Eq for TrustBundle {}
 
 impl fmt::Debug for TrustBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "TrustBundle({}, revision {}, {} roots)",
-            self.trust_domain(),
-            self.revision(),
-            self.roots().len()
-        )
+        write!(f, "TrustBundle({}, revision {}, {} roots)", self.trust_domain(), self.revision(), self.roots().len())
     }
 }
 
@@ -149,25 +132,15 @@ impl TryFrom<&proto::Bundle> for TrustBundle {
     type Error = BundleError;
 
     fn try_from(message: &proto::Bundle) -> Result<Self, BundleError> {
-        let trust_domain = message
-            .trust_domain
-            .parse()
-            .map_err(|source| BundleError::TrustDomain {
-                found: message.trust_domain.chars().take(256).collect(),
-                source,
-            })?;
+        let trust_domain = message.trust_domain.parse().map_err(|source| BundleError::TrustDomain {
+            found: message.trust_domain.chars().take(256).collect(),
+            source,
+        })?;
         // Counted before anything is copied or parsed.
         if message.roots.len() > MAX_ROOTS {
-            return Err(BundleError::TooMany {
-                trust_domain,
-                count: message.roots.len(),
-            });
+            return Err(BundleError::TooMany { trust_domain, count: message.roots.len() });
         }
-        let roots = message
-            .roots
-            .iter()
-            .map(|der| CertificateDer::from(der.to_vec()))
-            .collect();
+        let roots = message.roots.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
         Self::new(trust_domain, message.revision, roots)
     }
 }
@@ -335,28 +308,16 @@ mod tests {
         let made = Recipe::good().make();
         let bundle = |roots| TrustBundle::new(trust_domain(TRUST_DOMAIN), 1, roots);
         assert!(matches!(bundle(vec![]), Err(BundleError::Empty(_))));
-        let error = bundle(vec![made.root.clone(), made.chain[0].clone()])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("cluster.local") && error.contains("root 2") && error.contains("CA:FALSE"),
-            "{error}"
-        );
+        let error = bundle(vec![made.root.clone(), made.chain[0].clone()]).unwrap_err().to_string();
+        assert!(error.contains("cluster.local") && error.contains("root 2") && error.contains("CA:FALSE"), "{error}");
         assert!(bundle(vec![b"garbage".to_vec().into()]).is_err());
         let mut foreign = Recipe::good();
         foreign.root.subject_alt_names = vec![uri("spiffe://other.example")];
         assert!(bundle(vec![foreign.make().root]).is_err());
-        let many: Vec<_> = (0..65)
-            .map(|_| ca("root").self_signed(&KeyPair::generate().unwrap()).unwrap().into())
-            .collect();
+        let many: Vec<_> =
+            (0..65).map(|_| ca("root").self_signed(&KeyPair::generate().unwrap()).unwrap().into()).collect();
         assert!(matches!(bundle(many), Err(BundleError::TooMany { count: 65, .. })));
-        assert_eq!(
-            bundle(vec![made.root.clone(), made.root.clone()])
-                .unwrap()
-                .roots()
-                .len(),
-            1
-        );
+        assert_eq!(bundle(vec![made.root.clone(), made.root.clone()]).unwrap().roots().len(), 1);
     }
 
     #[test]
@@ -368,22 +329,10 @@ mod tests {
         let message = proto::Bundle::from(&bundle);
         assert_eq!(TrustBundle::try_from(&message).unwrap(), bundle);
 
-        let broken = proto::Bundle {
-            trust_domain: "Not/One".into(),
-            ..message.clone()
-        };
-        assert!(matches!(
-            TrustBundle::try_from(&broken),
-            Err(BundleError::TrustDomain { .. })
-        ));
-        let flood = proto::Bundle {
-            roots: vec![vec![]; 10_000],
-            ..message
-        };
-        assert!(matches!(
-            TrustBundle::try_from(&flood),
-            Err(BundleError::TooMany { count: 10_000, .. })
-        ));
+        let broken = proto::Bundle { trust_domain: "Not/One".into(), ..message.clone() };
+        assert!(matches!(TrustBundle::try_from(&broken), Err(BundleError::TrustDomain { .. })));
+        let flood = proto::Bundle { roots: vec![vec![]; 10_000], ..message };
+        assert!(matches!(TrustBundle::try_from(&flood), Err(BundleError::TooMany { count: 10_000, .. })));
         assert!(TrustBundle::from_pem(trust_domain(TRUST_DOMAIN), 1, b"-----BEGIN CERTIFICATE-----\nAA").is_err());
         assert!(TrustBundle::from_pem(trust_domain(TRUST_DOMAIN), 1, b"no pem at all").is_err());
     }

@@ -26,11 +26,7 @@ impl Clock {
 
     /// A clock that stands at `wall` until the returned [`ManualClock`] moves it.
     pub fn manual(wall: SystemTime) -> (Self, ManualClock) {
-        let times = Arc::new(Mutex::new(Times {
-            wall,
-            boot: MANUAL_UPTIME,
-            monotonic: MANUAL_UPTIME,
-        }));
+        let times = Arc::new(Mutex::new(Times { wall, boot: MANUAL_UPTIME, monotonic: MANUAL_UPTIME }));
         (Self(Source::Manual(Arc::clone(&times))), ManualClock(times))
     }
 
@@ -70,9 +66,7 @@ impl fmt::Debug for Clock {
 
 impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(unix_seconds(
-            self.wall(),
-        ))))
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(unix_seconds(self.wall()))))
     }
 }
 
@@ -132,9 +126,7 @@ fn lock(times: &Mutex<Times>) -> MutexGuard<'_, Times> {
 fn read(clock: ClockId) -> Duration {
     // Linux has had both clocks since 2.6.39, and reading them has no other way to fail.
     #[allow(clippy::expect_used)]
-    clock_gettime(clock)
-        .map(Duration::from)
-        .expect("CLOCK_BOOTTIME and CLOCK_MONOTONIC exist on every Linux")
+    clock_gettime(clock).map(Duration::from).expect("CLOCK_BOOTTIME and CLOCK_MONOTONIC exist on every Linux")
 }
 
 #[cfg(test)]

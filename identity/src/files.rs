@@ -100,9 +100,6 @@ mod tests {
         fs::write(dir.path().join("key.pem"), "x").unwrap();
         fs::set_permissions(dir.path().join("key.pem"), fs::Permissions::from_mode(0o640)).unwrap();
         let error = read_private(dir.path(), "key.pem").unwrap_err();
-        assert!(
-            error.to_string().contains("0640") && error.to_string().contains("0600"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("0640") && error.to_string().contains("0600"), "{error}");
     }
 }

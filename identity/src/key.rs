@@ -69,10 +69,7 @@ impl KeyPair {
     /// # Errors
     /// When the random source fails.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
-        let signature = self
-            .signer
-            .sign(&SystemRandom::new(), message)
-            .map_err(|_| KeyError::Sign)?;
+        let signature = self.signer.sign(&SystemRandom::new(), message).map_err(|_| KeyError::Sign)?;
         Ok(signature.as_ref().to_vec())
     }
 
@@ -87,10 +84,7 @@ impl KeyPair {
 
     fn from_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
         let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der).map_err(|_| KeyError::NotP256)?;
-        Ok(Self {
-            signer,
-            pkcs8: Zeroizing::new(der.to_vec()),
-        })
+        Ok(Self { signer, pkcs8: Zeroizing::new(der.to_vec()) })
     }
 }
 
@@ -159,10 +153,7 @@ mod tests {
 
     #[test]
     fn two_keys_are_never_the_same() {
-        assert_ne!(
-            KeyPair::generate().unwrap().spki_der(),
-            KeyPair::generate().unwrap().spki_der()
-        );
+        assert_ne!(KeyPair::generate().unwrap().spki_der(), KeyPair::generate().unwrap().spki_der());
     }
 
     #[test]

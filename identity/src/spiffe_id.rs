@@ -29,10 +29,7 @@ impl FromStr for TrustDomain {
         if name.len() > MAX_TRUST_DOMAIN {
             return Err(SpiffeIdError::TrustDomainTooLong(name.len()));
         }
-        match name
-            .chars()
-            .find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '.' | '-' | '_'))
-        {
+        match name.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '.' | '-' | '_')) {
             Some(found) => Err(SpiffeIdError::TrustDomainCharacter(found)),
             None => Ok(Self(name.into())),
         }
@@ -72,10 +69,7 @@ impl SpiffeId {
 
     /// The ID of the trust domain itself, which has no path. An issuer may carry it, a workload may not.
     pub fn of_trust_domain(trust_domain: &TrustDomain) -> Self {
-        Self {
-            uri: format!("{SCHEME}{trust_domain}").into(),
-            trust_domain: trust_domain.clone(),
-        }
+        Self { uri: format!("{SCHEME}{trust_domain}").into(), trust_domain: trust_domain.clone() }
     }
 
     /// The whole URI.
@@ -90,9 +84,7 @@ impl SpiffeId {
 
     /// The path with its leading slash; empty for the ID of a trust domain.
     pub fn path(&self) -> &str {
-        self.uri
-            .get(SCHEME.len() + self.trust_domain.0.len()..)
-            .unwrap_or_default()
+        self.uri.get(SCHEME.len() + self.trust_domain.0.len()..).unwrap_or_default()
     }
 
     /// The namespace, where the path is `/ns/<namespace>/sa/<service-account>` and nothing else.
@@ -128,10 +120,7 @@ impl FromStr for SpiffeId {
         if let Some(segments) = path.strip_prefix('/') {
             segments.split('/').try_for_each(check_segment)?;
         }
-        Ok(Self {
-            uri: uri.into(),
-            trust_domain,
-        })
+        Ok(Self { uri: uri.into(), trust_domain })
     }
 }
 
@@ -186,10 +175,7 @@ pub enum SpiffeIdError {
 /// The ID that a proxy requires of its control plane.
 pub fn control_plane_id(trust_domain: &TrustDomain) -> SpiffeId {
     let uri = format!("{SCHEME}{trust_domain}/ns/{CONTROL_PLANE_NAMESPACE}/sa/{CONTROL_PLANE_SERVICE_ACCOUNT}");
-    SpiffeId {
-        uri: uri.into(),
-        trust_domain: trust_domain.clone(),
-    }
+    SpiffeId { uri: uri.into(), trust_domain: trust_domain.clone() }
 }
 
 const SCHEME: &str = "spiffe://";
@@ -206,10 +192,7 @@ fn check_segment(segment: &str) -> Result<(), SpiffeIdError> {
         _ => {}
     }
     let outside = |c: &char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
-    segment
-        .chars()
-        .find(outside)
-        .map_or(Ok(()), |found| Err(SpiffeIdError::PathCharacter(found)))
+    segment.chars().find(outside).map_or(Ok(()), |found| Err(SpiffeIdError::PathCharacter(found)))
 }
 
 #[cfg(test)]
@@ -223,18 +206,11 @@ mod tests {
     #[rstest]
     #[case("spiffe://cluster.local", "cluster.local", "")]
     #[case("spiffe://cluster.local/ns/shop/sa/web", "cluster.local", "/ns/shop/sa/web")]
-    #[case(
-        "spiffe://a_b-c.1/9eebccd2-12bf-40a6-b262-65fe0487d453",
-        "a_b-c.1",
-        "/9eebccd2-12bf-40a6-b262-65fe0487d453"
-    )]
+    #[case("spiffe://a_b-c.1/9eebccd2-12bf-40a6-b262-65fe0487d453", "a_b-c.1", "/9eebccd2-12bf-40a6-b262-65fe0487d453")]
     #[case("spiffe://td/...", "td", "/...")]
     fn a_well_formed_id_is_taken_apart(#[case] uri: &str, #[case] trust_domain: &str, #[case] path: &str) {
         let id: SpiffeId = uri.parse().unwrap();
-        assert_eq!(
-            (id.as_str(), id.trust_domain().as_str(), id.path()),
-            (uri, trust_domain, path)
-        );
+        assert_eq!((id.as_str(), id.trust_domain().as_str(), id.path()), (uri, trust_domain, path));
     }
 
     #[rstest]
@@ -267,16 +243,10 @@ mod tests {
     fn lengths_are_bounded_as_the_standard_says() {
         let trust_domain = "a".repeat(255);
         assert!(trust_domain.parse::<TrustDomain>().is_ok());
-        assert_eq!(
-            "a".repeat(256).parse::<TrustDomain>(),
-            Err(SpiffeIdError::TrustDomainTooLong(256))
-        );
+        assert_eq!("a".repeat(256).parse::<TrustDomain>(), Err(SpiffeIdError::TrustDomainTooLong(256)));
         let longest = format!("spiffe://td/{}", "p".repeat(2048 - "spiffe://td/".len()));
         assert!(longest.parse::<SpiffeId>().is_ok());
-        assert_eq!(
-            format!("{longest}p").parse::<SpiffeId>(),
-            Err(SpiffeIdError::TooLong(2049))
-        );
+        assert_eq!(format!("{longest}p").parse::<SpiffeId>(), Err(SpiffeIdError::TooLong(2049)));
     }
 
     #[rstest]
@@ -295,29 +265,15 @@ mod tests {
     #[test]
     fn a_workload_id_can_not_be_built_from_names_that_hold_a_slash() {
         let trust_domain: TrustDomain = "td".parse().unwrap();
-        assert_eq!(
-            SpiffeId::workload(&trust_domain, "a/sa/b", "c"),
-            Err(SpiffeIdError::PathCharacter('/'))
-        );
-        assert_eq!(
-            SpiffeId::workload(&trust_domain, "a", ""),
-            Err(SpiffeIdError::EmptySegment)
-        );
-        assert_eq!(
-            SpiffeId::workload(&trust_domain, "..", "c"),
-            Err(SpiffeIdError::RelativeSegment)
-        );
+        assert_eq!(SpiffeId::workload(&trust_domain, "a/sa/b", "c"), Err(SpiffeIdError::PathCharacter('/')));
+        assert_eq!(SpiffeId::workload(&trust_domain, "a", ""), Err(SpiffeIdError::EmptySegment));
+        assert_eq!(SpiffeId::workload(&trust_domain, "..", "c"), Err(SpiffeIdError::RelativeSegment));
     }
 
     #[test]
     fn the_control_plane_has_a_fixed_name() {
         let id = control_plane_id(&"cluster.local".parse().unwrap());
-        assert_eq!(
-            id,
-            "spiffe://cluster.local/ns/byrnie-system/sa/byrnie-control-plane"
-                .parse()
-                .unwrap()
-        );
+        assert_eq!(id, "spiffe://cluster.local/ns/byrnie-system/sa/byrnie-control-plane".parse().unwrap());
     }
 
     proptest! {

@@ -44,14 +44,7 @@ impl Svid {
         }
         let leaf_fingerprint = x509::sha256(leaf);
         let certified_key = Arc::new(CertifiedKey::new(chain.clone(), key.rustls_key()?));
-        Ok(Self(Arc::new(Inner {
-            id,
-            facts,
-            chain,
-            key,
-            leaf_fingerprint,
-            certified_key,
-        })))
+        Ok(Self(Arc::new(Inner { id, facts, chain, key, leaf_fingerprint, certified_key })))
     }
 
     /// Reads what [`Svid::save`] wrote.
@@ -60,14 +53,8 @@ impl Svid {
     /// When the file is missing, readable by others, damaged, or as [`Svid::new`]; with its path.
     pub fn load(dir: &Path) -> Result<Self, SvidError> {
         let path = dir.join(FILE);
-        let text = files::read_private(dir, FILE).map_err(|source| SvidError::File {
-            path: path.clone(),
-            source,
-        })?;
-        Self::from_pem(&text).map_err(|source| SvidError::Content {
-            path,
-            source: Box::new(source),
-        })
+        let text = files::read_private(dir, FILE).map_err(|source| SvidError::File { path: path.clone(), source })?;
+        Self::from_pem(&text).map_err(|source| SvidError::Content { path, source: Box::new(source) })
     }
 
     /// Writes key and chain to one file, `svid.pem`, in `dir`: mode 0600, replaced in one step, on the disk when this
@@ -81,10 +68,7 @@ impl Svid {
         text.push_str(&self.chain_pem());
         files::private_directory(dir)
             .and_then(|()| files::write_private(dir, FILE, text.as_bytes()))
-            .map_err(|source| SvidError::File {
-                path: dir.join(FILE),
-                source,
-            })
+            .map_err(|source| SvidError::File { path: dir.join(FILE), source })
     }
 
     /// The SPIFFE ID.
@@ -150,13 +134,7 @@ impl Svid {
 
 impl fmt::Debug for Svid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Svid({}, serial {}, {} certificates)",
-            self.id(),
-            self.serial(),
-            self.chain().len()
-        )
+        write!(f, "Svid({}, serial {}, {} certificates)", self.id(), self.serial(), self.chain().len())
     }
 }
 
@@ -243,10 +221,7 @@ mod tests {
     #[test]
     fn a_chain_that_no_peer_would_take_is_refused() {
         let mut recipe = Recipe::good();
-        recipe
-            .leaf
-            .subject_alt_names
-            .push(uri("spiffe://cluster.local/ns/shop/sa/other"));
+        recipe.leaf.subject_alt_names.push(uri("spiffe://cluster.local/ns/shop/sa/other"));
         let made = recipe.make();
         let refused = Svid::new(made.chain, made.leaf_key).unwrap_err();
         assert!(matches!(refused, SvidError::Chain(error) if error.cause == VerifyCause::SeveralUriSans));
@@ -283,15 +258,7 @@ mod tests {
         let key_ends = good.find("-----BEGIN CERTIFICATE").unwrap();
         let other_key = format!("{}{}", *KeyPair::generate().unwrap().to_pem(), &good[key_ends..]);
         let huge = "x".repeat(200_000);
-        for bad in [
-            "",
-            "garbage",
-            &good[..key_ends],
-            &good[key_ends..],
-            &good[..good.len() - 40],
-            &other_key,
-            &huge,
-        ] {
+        for bad in ["", "garbage", &good[..key_ends], &good[key_ends..], &good[..good.len() - 40], &other_key, &huge] {
             fs::write(&path, bad).unwrap();
             let error = Svid::load(dir.path()).unwrap_err().to_string();
             assert!(error.contains(path.to_str().unwrap()), "{error}");

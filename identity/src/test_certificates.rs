@@ -30,10 +30,7 @@ pub(crate) fn trust_domain(name: &str) -> TrustDomain {
 /// A verifier that trusts `bundles`, and the hand of its clock, which stands at [`NOW`].
 pub(crate) fn verifier(bundles: impl IntoIterator<Item = TrustBundle>) -> (Arc<SvidVerifier>, ManualClock) {
     let (clock, hand) = Clock::manual(start());
-    (
-        SvidVerifier::new(bundles.into_iter().collect::<TrustBundles>().shared(), clock),
-        hand,
-    )
+    (SvidVerifier::new(bundles.into_iter().collect::<TrustBundles>().shared(), clock), hand)
 }
 
 /// What a chain is made of. Change a part, then [`Recipe::make`].
@@ -79,12 +76,7 @@ impl Recipe {
         let intermediate = self.intermediate.signed_by(&intermediate_key, &by_root).unwrap();
         let by_intermediate = Issuer::from_params(&self.intermediate, &intermediate_key);
         let leaf = self.leaf.signed_by(&leaf_key, &by_intermediate).unwrap();
-        Made {
-            chain: vec![leaf.into(), intermediate.into()],
-            root: root.into(),
-            leaf_key,
-            intermediate_key,
-        }
+        Made { chain: vec![leaf.into(), intermediate.into()], root: root.into(), leaf_key, intermediate_key }
     }
 }
 
@@ -102,9 +94,7 @@ pub(crate) fn leaf(uris: &[&str]) -> CertificateParams {
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.subject_alt_names = uris.iter().map(|name| uri(name)).collect();
-    params
-        .subject_alt_names
-        .push(SanType::DnsName("web.shop.cluster.local".try_into().unwrap()));
+    params.subject_alt_names.push(SanType::DnsName("web.shop.cluster.local".try_into().unwrap()));
     valid(&mut params, -600, DAY);
     params
 }

@@ -127,22 +127,15 @@ pub struct TlsError(#[from] rustls::Error);
 static NO_CERTIFICATE: LazyLock<VerifyError> =
     LazyLock::new(|| VerifyError::new(VerifyCause::NoCertificate, "the peer sent no certificate"));
 static BAD_HANDSHAKE_SIGNATURE: LazyLock<VerifyError> = LazyLock::new(|| {
-    VerifyError::new(
-        VerifyCause::BadSignature,
-        "the peer does not hold the private key of its certificate",
-    )
+    VerifyError::new(VerifyCause::BadSignature, "the peer does not hold the private key of its certificate")
 });
 
 const MESH_VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13];
 const INGRESS_VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 
 /// The hybrid of ML-KEM-768 and X25519 first; the classical groups for ingresses that don't know it.
-static KEY_EXCHANGE: &[&dyn SupportedKxGroup] = &[
-    kx_group::X25519MLKEM768,
-    kx_group::X25519,
-    kx_group::SECP256R1,
-    kx_group::SECP384R1,
-];
+static KEY_EXCHANGE: &[&dyn SupportedKxGroup] =
+    &[kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(CryptoProvider {
@@ -221,11 +214,7 @@ fn server(
 }
 
 fn alpn_list(alpn: &[u8]) -> Vec<Vec<u8>> {
-    if alpn.is_empty() {
-        Vec::new()
-    } else {
-        vec![alpn.to_vec()]
-    }
+    if alpn.is_empty() { Vec::new() } else { vec![alpn.to_vec()] }
 }
 
 #[cfg(test)]

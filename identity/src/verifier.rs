@@ -35,11 +35,7 @@ pub struct SvidVerifier {
 impl SvidVerifier {
     /// A verifier that reads `bundles` anew at every call.
     pub fn new(bundles: SharedBundles, clock: Clock) -> Arc<Self> {
-        Arc::new(Self {
-            bundles,
-            clock,
-            cache: Mutex::default(),
-        })
+        Arc::new(Self { bundles, clock, cache: Mutex::default() })
     }
 
     /// Verifies a chain (DER, leaf first, with or without the root) as an X.509-SVID.
@@ -58,14 +54,9 @@ impl SvidVerifier {
         }
         let (leaf, id) = path::read_leaf(chain)?;
         let bundles = self.bundles.load();
-        let bundle = bundles
-            .get(id.trust_domain())
-            .ok_or_else(|| unknown_trust_domain(&id))?;
+        let bundle = bundles.get(id.trust_domain()).ok_or_else(|| unknown_trust_domain(&id))?;
         let identity = path::verify(chain, leaf, id, bundle, now)?;
-        self.cache
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(digest, identity.clone(), bundle.digest());
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, identity.clone(), bundle.digest());
         Ok(identity)
     }
 
@@ -82,10 +73,7 @@ impl SvidVerifier {
         if bundle.authorities().any(|authority| authority == identity.authority()) {
             return Ok(());
         }
-        let detail = format!(
-            "the authority {} that vouched for {id} has left the trust bundle",
-            identity.authority()
-        );
+        let detail = format!("the authority {} that vouched for {id} has left the trust bundle", identity.authority());
         Err(VerifyError::new(VerifyCause::UnknownAuthority, detail))
     }
 
@@ -103,17 +91,13 @@ impl SvidVerifier {
     fn recall(&self, digest: &[u8; 32]) -> Option<PeerIdentity> {
         let bundles = self.bundles.load();
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.get(digest, |identity| {
-            bundles.get(identity.id().trust_domain()).map(TrustBundle::digest)
-        })
+        cache.get(digest, |identity| bundles.get(identity.id().trust_domain()).map(TrustBundle::digest))
     }
 }
 
 impl fmt::Debug for SvidVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SvidVerifier")
-            .field("bundles", &self.bundles.load())
-            .finish_non_exhaustive()
+        f.debug_struct("SvidVerifier").field("bundles", &self.bundles.load()).finish_non_exhaustive()
     }
 }
 
@@ -201,10 +185,7 @@ pub fn verify_signature(
     let leaf = EndEntityCert::try_from(leaf)
         .map_err(|error| VerifyError::new(VerifyCause::Malformed, format!("no X.509 certificate: {error}")))?;
     leaf.verify_signature(*algorithm, message, signature).map_err(|error| {
-        VerifyError::new(
-            VerifyCause::BadSignature,
-            format!("the signature does not fit the certificate: {error}"),
-        )
+        VerifyError::new(VerifyCause::BadSignature, format!("the signature does not fit the certificate: {error}"))
     })
 }
 

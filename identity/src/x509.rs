@@ -73,10 +73,7 @@ pub(crate) struct ExtendedKeyUsage {
 /// Reads one certificate.
 pub(crate) fn parse(der: &[u8]) -> Result<Facts, VerifyError> {
     if der.len() > MAX_CERTIFICATE {
-        return Err(malformed(format!(
-            "a certificate has {} bytes: expected at most {MAX_CERTIFICATE}",
-            der.len()
-        )));
+        return Err(malformed(format!("a certificate has {} bytes: expected at most {MAX_CERTIFICATE}", der.len())));
     }
     let (rest, certificate) =
         X509Certificate::from_der(der).map_err(|error| malformed(format!("no X.509 certificate: {error}")))?;
@@ -84,15 +81,10 @@ pub(crate) fn parse(der: &[u8]) -> Result<Facts, VerifyError> {
         return Err(malformed(format!("{} bytes follow the certificate", rest.len())));
     }
     if certificate.version() != X509Version::V3 {
-        return Err(malformed(format!(
-            "X.509 version is {}: expected V3",
-            certificate.version()
-        )));
+        return Err(malformed(format!("X.509 version is {}: expected V3", certificate.version())));
     }
     if certificate.signature_algorithm != certificate.tbs_certificate.signature {
-        return Err(malformed(
-            "the signature algorithm inside the certificate differs from the one outside",
-        ));
+        return Err(malformed("the signature algorithm inside the certificate differs from the one outside"));
     }
     let mut facts = Facts {
         serial: hex(trim_sign_byte(certificate.raw_serial())),
@@ -139,17 +131,12 @@ pub(crate) fn certificates_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'st
 
 /// The part of a file of ours that comes after the key, so that no reader of certificates ever decodes the key.
 pub(crate) fn after_key(text: &str) -> &[u8] {
-    text.find("-----BEGIN CERTIFICATE")
-        .and_then(|at| text.get(at..))
-        .unwrap_or_default()
-        .as_bytes()
+    text.find("-----BEGIN CERTIFICATE").and_then(|at| text.get(at..)).unwrap_or_default().as_bytes()
 }
 
 /// `certificates` as PEM, in order.
 pub(crate) fn certificates_to_pem<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> String {
-    let sections = certificates
-        .into_iter()
-        .map(|der| pem::Pem::new("CERTIFICATE", der.as_ref()));
+    let sections = certificates.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der.as_ref()));
     pem::encode_many_config(&sections.collect::<Vec<_>>(), PEM_STYLE)
 }
 
@@ -181,36 +168,24 @@ fn read_extension(extension: &X509Extension<'_>, facts: &mut Facts) -> Result<()
             | ParsedExtension::SubjectAlternativeName(_)
     );
     if ours && !is_one_element(extension.value) {
-        return Err(malformed(format!(
-            "bytes follow the value of extension {}",
-            extension.oid
-        )));
+        return Err(malformed(format!("bytes follow the value of extension {}", extension.oid)));
     }
     match parsed {
         ParsedExtension::ParseError { .. } => {
             return Err(malformed(format!("extension {} can't be read", extension.oid)));
         }
         ParsedExtension::BasicConstraints(found) => {
-            let found = BasicConstraints {
-                ca: found.ca,
-                path_length: found.path_len_constraint,
-            };
+            let found = BasicConstraints { ca: found.ca, path_length: found.path_len_constraint };
             if found.path_length.is_some() && !found.ca {
                 return Err(malformed("basicConstraints has a path length without CA:TRUE"));
             }
             facts.basic_constraints = Some(found);
         }
         ParsedExtension::KeyUsage(found) => {
-            facts.key_usage = Some(KeyUsage {
-                critical: extension.critical,
-                bits: found.flags,
-            });
+            facts.key_usage = Some(KeyUsage { critical: extension.critical, bits: found.flags });
         }
         ParsedExtension::ExtendedKeyUsage(found) => {
-            facts.extended_key_usage = Some(ExtendedKeyUsage {
-                server: found.server_auth,
-                client: found.client_auth,
-            });
+            facts.extended_key_usage = Some(ExtendedKeyUsage { server: found.server_auth, client: found.client_auth });
         }
         ParsedExtension::SubjectAlternativeName(names) => {
             names.general_names.iter().try_for_each(|name| read_name(name, facts))?;
@@ -284,16 +259,10 @@ mod tests {
         let refused = parse_with(|recipe| {
             recipe.leaf.is_ca = IsCa::NoCa;
             let value = [0x30, 0x00, 0x05, 0x00];
-            recipe
-                .leaf
-                .custom_extensions
-                .push(extension(&[2, 5, 29, 19], true, &value));
+            recipe.leaf.custom_extensions.push(extension(&[2, 5, 29, 19], true, &value));
         });
         let error = refused.unwrap_err();
-        assert!(
-            error.cause == VerifyCause::Malformed && error.detail.contains("2.5.29.19"),
-            "{error}"
-        );
+        assert!(error.cause == VerifyCause::Malformed && error.detail.contains("2.5.29.19"), "{error}");
     }
 
     #[test]

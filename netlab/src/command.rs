@@ -187,10 +187,8 @@ impl HostCommand {
             .stdout(self.stdout)
             .stderr(self.stderr);
         if self.clear_env {
-            let kept: Vec<_> = command
-                .get_envs()
-                .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
-                .collect();
+            let kept: Vec<_> =
+                command.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
             command.env_clear().envs(kept);
         }
         for (name, value) in &self.env {
@@ -220,14 +218,8 @@ pub(crate) fn show_files(files: &[(PathBuf, String)]) -> io::Result<()> {
             io::Error::new(error.kind(), format!("{what}: {error}"))
         }
     };
-    mount(
-        Some("netlab"),
-        scratch,
-        Some("tmpfs"),
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
-        Some("size=1m,mode=0755"),
-    )
-    .map_err(at("mounting a file system in memory"))?;
+    mount(Some("netlab"), scratch, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("size=1m,mode=0755"))
+        .map_err(at("mounting a file system in memory"))?;
     for (number, (path, content)) in files.iter().enumerate() {
         let source = scratch.join(number.to_string());
         fs::write(&source, content)?;

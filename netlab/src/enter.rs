@@ -49,9 +49,7 @@ impl Privileges {
     }
 
     fn from_label(label: &str) -> Option<Self> {
-        [Self::Root, Self::SingleUid]
-            .into_iter()
-            .find(|privileges| privileges.label() == label)
+        [Self::Root, Self::SingleUid].into_iter().find(|privileges| privileges.label() == label)
     }
 }
 
@@ -116,11 +114,9 @@ fn make_namespaces() -> Result<Privileges, CannotRun> {
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID)
         .map_err(refused("make a user and a PID namespace"))?;
     // Without this, the kernel takes no group map from a user (user_namespaces(7)).
-    for (file, text) in [
-        ("setgroups", "deny".to_owned()),
-        ("uid_map", format!("0 {uid} 1")),
-        ("gid_map", format!("0 {gid} 1")),
-    ] {
+    for (file, text) in
+        [("setgroups", "deny".to_owned()), ("uid_map", format!("0 {uid} 1")), ("gid_map", format!("0 {gid} 1"))]
+    {
         fs::write(format!("/proc/self/{file}"), text)
             .map_err(|e| CannotRun::new("map its user into the user namespace", &e))?;
     }
@@ -148,10 +144,7 @@ fn is_real_root() -> bool {
 }
 
 fn restart(stage: &str) -> io::Result<Child> {
-    Command::new(std::env::current_exe()?)
-        .args(std::env::args_os().skip(1))
-        .env(STAGE, stage)
-        .spawn()
+    Command::new(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(STAGE, stage).spawn()
 }
 
 fn be_init(privileges: Privileges, parent: Option<&str>) -> ! {
@@ -185,18 +178,10 @@ fn supervise(child: &Child) -> i32 {
     let child = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
     // After the child has been started, because it would inherit the mask.
     let mut mask = SigSet::empty();
-    for signal in [
-        Signal::SIGCHLD,
-        Signal::SIGINT,
-        Signal::SIGTERM,
-        Signal::SIGHUP,
-        Signal::SIGQUIT,
-    ] {
+    for signal in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
         mask.add(signal);
     }
-    let signals = mask
-        .thread_block()
-        .and_then(|()| SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC));
+    let signals = mask.thread_block().and_then(|()| SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC));
     loop {
         if let Some(code) = reap(child) {
             return code;
@@ -252,17 +237,9 @@ fn settle_in(privileges: Privileges) -> Result<Entered, CannotRun> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
         .map_err(refused("make a mount and a network namespace"))?;
     // Read before /proc is replaced: the outer one knows our outer ID.
-    let host_pid = fs::read_link("/proc/self")
-        .ok()
-        .and_then(|link| link.to_str()?.parse().ok());
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-        None::<&str>,
-    )
-    .map_err(refused("make its mounts private"))?;
+    let host_pid = fs::read_link("/proc/self").ok().and_then(|link| link.to_str()?.parse().ok());
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .map_err(refused("make its mounts private"))?;
     // Refused in containers that mask parts of /proc; the old one does, with
     // process IDs of the outside.
     let _ = mount(
@@ -278,8 +255,5 @@ fn settle_in(privileges: Privileges) -> Result<Entered, CannotRun> {
 
 /// The exit code of a process as a shell would give it.
 pub(crate) fn exit_code(status: std::process::ExitStatus) -> i32 {
-    status
-        .code()
-        .or_else(|| status.signal().map(|signal| 128 + signal))
-        .unwrap_or(1)
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
 }

@@ -70,13 +70,11 @@ impl FromStr for Entrance {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parts: Vec<&str> = text.split(':').collect();
         let parsed = match parts.as_slice() {
-            [pid, network, kind @ ("user" | "root")] => {
-                pid.parse().ok().zip(network.parse().ok()).map(|(pid, network)| Self {
-                    pid,
-                    network,
-                    user: *kind == "user",
-                })
-            }
+            [pid, network, kind @ ("user" | "root")] => pid
+                .parse()
+                .ok()
+                .zip(network.parse().ok())
+                .map(|(pid, network)| Self { pid, network, user: *kind == "user" }),
             _ => None,
         };
         parsed.ok_or_else(|| NotAnEntrance(text.to_owned()))

@@ -74,10 +74,7 @@ pub struct Settings {
 impl Default for Settings {
     /// As many at a time as there are processors, and nothing around them.
     fn default() -> Self {
-        Self {
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-            around: || Box::new(Vec::new),
-        }
+        Self { threads: std::thread::available_parallelism().map_or(1, usize::from), around: || Box::new(Vec::new) }
     }
 }
 
@@ -92,11 +89,7 @@ pub fn main_with(scenarios: &[Scenario], roles: &[Role], settings: &Settings) ->
         return role.map_or(ExitCode::from(64), |role| (role.run)(rest));
     }
     let options = Options::parse(&args, settings.threads);
-    let chosen: Vec<Scenario> = scenarios
-        .iter()
-        .filter(|scenario| options.wants(scenario.name))
-        .copied()
-        .collect();
+    let chosen: Vec<Scenario> = scenarios.iter().filter(|scenario| options.wants(scenario.name)).copied().collect();
     if options.list {
         for scenario in &chosen {
             println!("{}: test", scenario.name);
@@ -110,11 +103,7 @@ pub fn main_with(scenarios: &[Scenario], roles: &[Role], settings: &Settings) ->
                 println!("test {} ... not run", scenario.name);
             }
             println!("\nnot run: {reason}\n0 passed, 0 failed, {} skipped", chosen.len());
-            if std::env::var_os("BYRNIE_REQUIRE_LAB").is_some() {
-                ExitCode::FAILURE
-            } else {
-                ExitCode::SUCCESS
-            }
+            if std::env::var_os("BYRNIE_REQUIRE_LAB").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
     }
 }
@@ -143,12 +132,7 @@ fn run_all(entered: &Entered, scenarios: &[Scenario], threads: usize, settings: 
     for name in &tally.failed {
         println!("failed: {name}");
     }
-    println!(
-        "{} passed, {} failed, {} skipped",
-        tally.passed,
-        tally.failed.len(),
-        tally.not_run
-    );
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed.len(), tally.not_run);
     ExitCode::from(u8::from(!tally.failed.is_empty()))
 }
 
@@ -200,13 +184,7 @@ struct Options {
 
 impl Options {
     fn parse(args: &[String], threads: usize) -> Self {
-        let mut options = Self {
-            filters: Vec::new(),
-            skipped: Vec::new(),
-            exact: false,
-            list: false,
-            threads,
-        };
+        let mut options = Self { filters: Vec::new(), skipped: Vec::new(), exact: false, list: false, threads };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             let (name, value) = match arg.split_once('=') {
@@ -234,11 +212,7 @@ impl Options {
 
     fn wants(&self, name: &str) -> bool {
         let fits = |pattern: &String| {
-            if self.exact {
-                name == pattern
-            } else {
-                name.contains(pattern.as_str())
-            }
+            if self.exact { name == pattern } else { name.contains(pattern.as_str()) }
         };
         (self.filters.is_empty() || self.filters.iter().any(fits)) && !self.skipped.iter().any(fits)
     }

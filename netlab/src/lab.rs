@@ -47,14 +47,8 @@ impl Lab {
             .map_err(failed("the pods' bridge"))?;
         let router = Host::new(&format!("{name}/router"), &networks.router(), entered).map_err(failed("the router"))?;
         links::make_cable(
-            End {
-                namespace: node.namespace(),
-                name: "router",
-            },
-            End {
-                namespace: router.namespace(),
-                name: "pods",
-            },
+            End { namespace: node.namespace(), name: "router" },
+            End { namespace: router.namespace(), name: "pods" },
             networks.router().first(),
             Some(links::BRIDGE),
         )
@@ -65,13 +59,7 @@ impl Lab {
         .map_err(failed("the router's port"))?;
         forward(router.namespace()).map_err(failed("forwarding on the router"))?;
         default_routes(node.namespace(), &networks, links::BRIDGE).map_err(failed("the node's default route"))?;
-        Ok(Self {
-            entered: *entered,
-            networks,
-            node,
-            router,
-            others: Mutex::default(),
-        })
+        Ok(Self { entered: *entered, networks, node, router, others: Mutex::default() })
     }
 
     /// The pods' networks.
@@ -104,13 +92,8 @@ impl Lab {
     pub fn pod(&self, name: &str, addresses: &[IpAddr], routes: &[(IpNet, IpAddr)]) -> Result<Host, LabError> {
         let failed = |part: &str| LabError::at(&format!("pod {name}: {part}"));
         let pod = Host::new(name, addresses, &self.entered).map_err(failed("its namespace"))?;
-        links::make_cable(
-            self.port(&interface_name(name)),
-            inside(&pod),
-            addresses.first(),
-            Some(links::BRIDGE),
-        )
-        .map_err(failed("its port on the bridge"))?;
+        links::make_cable(self.port(&interface_name(name)), inside(&pod), addresses.first(), Some(links::BRIDGE))
+            .map_err(failed("its port on the bridge"))?;
         links::configure(pod.namespace(), INSIDE, &with_prefix(&self.networks, addresses))
             .map_err(failed("its addresses"))?;
         default_routes(pod.namespace(), &self.networks, INSIDE).map_err(failed("its default routes"))?;
@@ -136,10 +119,7 @@ impl Lab {
         let host = Host::new(name, addresses, &self.entered).map_err(failed("its namespace"))?;
         let uplink = interface_name(name);
         let router = self.router.namespace();
-        let end = End {
-            namespace: router,
-            name: &uplink,
-        };
+        let end = End { namespace: router, name: &uplink };
         links::make_cable(end, inside(&host), None, None).map_err(failed("its link"))?;
         let gateways: [IpAddr; 2] = [links::UPLINK_V4.into(), links::UPLINK_V6.into()];
         let [v4, v6] = gateways;
@@ -181,10 +161,7 @@ impl Lab {
     }
 
     fn port<'a>(&'a self, name: &'a str) -> End<'a> {
-        End {
-            namespace: self.node.namespace(),
-            name,
-        }
+        End { namespace: self.node.namespace(), name }
     }
 
     fn remember(&self, host: &Host) {
@@ -229,19 +206,13 @@ pub struct LabError {
 impl LabError {
     pub(crate) fn at(part: &str) -> impl Fn(io::Error) -> Self + use<> {
         let part = part.to_owned();
-        move |source| Self {
-            part: part.clone(),
-            source,
-        }
+        move |source| Self { part: part.clone(), source }
     }
 }
 
 /// The end of a cable that a host has.
 fn inside(host: &Host) -> End<'_> {
-    End {
-        namespace: host.namespace(),
-        name: INSIDE,
-    }
+    End { namespace: host.namespace(), name: INSIDE }
 }
 
 fn with_prefix(networks: &LabNetworks, addresses: &[IpAddr]) -> Vec<(IpAddr, u8)> {
@@ -281,10 +252,7 @@ fn forward(namespace: &NetNs) -> io::Result<()> {
 /// The host's name as an interface may have it: `shop/orders` is
 /// `shop-orders`; of long names the end is kept, which tells more.
 fn interface_name(host: &str) -> String {
-    let plain: Vec<char> = host
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .collect();
+    let plain: Vec<char> = host.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let skipped = plain.len().saturating_sub(15);
     plain.into_iter().skip(skipped).collect()
 }

@@ -35,9 +35,7 @@ pub(crate) fn loopback_up() -> Result<(), String> {
 /// The pods' bridge, up, with the node's addresses.
 pub(crate) fn make_bridge(node: &NetNs, addresses: &[(IpAddr, u8)]) -> io::Result<()> {
     in_namespace(node, async |links| {
-        links
-            .add_link(BridgeLink::new(BRIDGE).stp(false).forward_delay_ms(0))
-            .await?;
+        links.add_link(BridgeLink::new(BRIDGE).stp(false).forward_delay_ms(0)).await?;
         links.set_link_up(BRIDGE).await?;
         add_addresses(&links, BRIDGE, addresses).await
     })
@@ -119,9 +117,7 @@ pub(crate) fn add_route(
             let route = Ipv6Route::from_addr(net.network(), net.prefix_len()).dev(interface);
             links.add_route(route.gateway(gateway)).await
         }
-        (net, Some(gateway)) => Err(nlink::Error::invalid_message(format!(
-            "a route to {net} cannot go via {gateway}"
-        ))),
+        (net, Some(gateway)) => Err(nlink::Error::invalid_message(format!("a route to {net} cannot go via {gateway}"))),
     })
 }
 
@@ -129,10 +125,7 @@ pub(crate) fn add_route(
 pub(crate) fn bridge_ports(node: &NetNs) -> io::Result<Vec<Port>> {
     in_namespace(node, async |links| {
         let all = links.get_links().await?;
-        let bridge = all
-            .iter()
-            .find(|link| link.name() == Some(BRIDGE))
-            .map(|link| link.ifindex());
+        let bridge = all.iter().find(|link| link.name() == Some(BRIDGE)).map(|link| link.ifindex());
         Ok(all
             .iter()
             .filter(|link| link.master().is_some() && link.master() == bridge)

@@ -66,14 +66,8 @@ pub fn maybe_run() {
         eprintln!("netlab: cannot drop privileges: {reason}");
         std::process::exit(126);
     }
-    let become_it = |path: &OsStr| {
-        Command::new(path)
-            .arg0(&program)
-            .args(&args)
-            .env_remove(SHIM)
-            .env_remove(STAGE)
-            .exec()
-    };
+    let become_it =
+        |path: &OsStr| Command::new(path).arg0(&program).args(&args).env_remove(SHIM).env_remove(STAGE).exec();
     let mut error = become_it(&program);
     if let (std::io::ErrorKind::PermissionDenied, Some(file)) = (error.kind(), &open) {
         error = become_it(OsStr::new(&format!("/proc/self/fd/{}", file.as_raw_fd())));
@@ -195,12 +189,7 @@ mod tests {
 
     #[test]
     fn what_to_drop_survives_the_trip_through_the_environment() {
-        for run_as in [
-            RunAs::Application { uid: 33 },
-            RunAs::Proxy,
-            RunAs::MarkingProxy,
-            RunAs::Operator,
-        ] {
+        for run_as in [RunAs::Application { uid: 33 }, RunAs::Proxy, RunAs::MarkingProxy, RunAs::Operator] {
             for privileges in [Privileges::Root, Privileges::SingleUid] {
                 let drop = Drop::of(run_as, privileges);
                 assert_eq!(drop.to_string().parse(), Ok(drop));

@@ -39,11 +39,7 @@ pub struct TapOptions {
 impl TapOptions {
     /// Counts every IP packet and looks for `marker`.
     pub fn new(marker: impl Into<Vec<u8>>) -> Self {
-        Self {
-            marker: marker.into(),
-            counts: Box::new(|_, _| true),
-            pcap: None,
-        }
+        Self { marker: marker.into(), counts: Box::new(|_, _| true), pcap: None }
     }
 
     /// Counts only what goes from one of these addresses to another.
@@ -97,10 +93,7 @@ impl Tap {
             collector.read_until(&socket, &node, &stopped)?;
             collector.report(&ports)
         })?;
-        Ok(Self {
-            stop,
-            reader: Some(reader),
-        })
+        Ok(Self { stop, reader: Some(reader) })
     }
 
     /// Reads what is still queued and says what was seen.
@@ -108,8 +101,7 @@ impl Tap {
     /// # Errors
     /// When the packet socket or the pcap file failed meanwhile.
     pub fn stop(mut self) -> io::Result<TapReport> {
-        self.finish()
-            .unwrap_or_else(|| Err(io::Error::other("the tap was stopped already")))
+        self.finish().unwrap_or_else(|| Err(io::Error::other("the tap was stopped already")))
     }
 
     fn finish(&mut self) -> Option<io::Result<TapReport>> {
@@ -175,10 +167,6 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 impl Port {
     fn counted(&self) -> InterfaceCount {
-        InterfaceCount {
-            name: self.name.clone(),
-            packets: 0,
-            bytes: 0,
-        }
+        InterfaceCount { name: self.name.clone(), packets: 0, bytes: 0 }
     }
 }

@@ -128,12 +128,7 @@ impl fmt::Display for Reason {
 
 impl Decision {
     pub(crate) const fn new(reason: Reason, rule: Option<Arc<str>>) -> Self {
-        Self {
-            allowed: reason.allows(),
-            rule,
-            reason,
-            audited: Vec::new(),
-        }
+        Self { allowed: reason.allows(), rule, reason, audited: Vec::new() }
     }
 
     pub(crate) fn by(reason: Reason, rule: &Arc<str>) -> Self {
@@ -154,11 +149,7 @@ impl fmt::Display for Decision {
             for other in others {
                 write!(f, "{other}, ")?;
             }
-            write!(
-                f,
-                "{last} would have {} it",
-                if self.allowed { "refused" } else { "allowed" }
-            )?;
+            write!(f, "{last} would have {} it", if self.allowed { "refused" } else { "allowed" })?;
         }
         Ok(())
     }
@@ -173,11 +164,7 @@ mod tests {
     fn every_reason_has_a_kebab_case_label_of_its_own() {
         let labels: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
         assert_eq!(labels.len(), Reason::ALL.len());
-        assert!(
-            labels
-                .iter()
-                .all(|label| { label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-') })
-        );
+        assert!(labels.iter().all(|label| { label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-') }));
     }
 
     #[test]
@@ -188,10 +175,7 @@ mod tests {
             "refused: a Deny rule matches this peer and port (AuthorizationPolicy shop/no-web[0])"
         );
         decision = Decision::new(Reason::DefaultAllow, None);
-        decision.audited = vec![
-            "AuthorizationPolicy shop/a[0]".into(),
-            "AuthorizationPolicy shop/b[0]".into(),
-        ];
+        decision.audited = vec!["AuthorizationPolicy shop/a[0]".into(), "AuthorizationPolicy shop/b[0]".into()];
         assert_eq!(
             decision.to_string(),
             "allowed: no Allow rule is enforced on this workload, and the mesh lets its members in; in audit, \

@@ -16,20 +16,12 @@ pub struct PolicyError {
 
 impl PolicyError {
     pub(crate) fn new(place: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
-        Self {
-            place: place.into(),
-            expected: expected.into(),
-            found: found.into(),
-        }
+        Self { place: place.into(), expected: expected.into(), found: found.into() }
     }
 
     /// The same, seen from the place that holds this one.
     pub(crate) fn within(mut self, outer: &str) -> Self {
-        self.place = if self.place.is_empty() {
-            outer.to_owned()
-        } else {
-            format!("{outer}.{}", self.place)
-        };
+        self.place = if self.place.is_empty() { outer.to_owned() } else { format!("{outer}.{}", self.place) };
         self
     }
 }

@@ -79,14 +79,7 @@ pub fn evaluate(policies: &Policies, request: &Request<'_>) -> Decision {
     if identity.is_some_and(|identity| identity.not_after() < request.now) {
         return Decision::new(Reason::PeerExpired, None);
     }
-    what_if(
-        policies,
-        &Question {
-            caller,
-            port: request.port,
-            now: request.now,
-        },
-    )
+    what_if(policies, &Question { caller, port: request.port, now: request.now })
 }
 
 /// What [`evaluate`] would decide about a caller that proves what is supposed here.
@@ -94,11 +87,7 @@ pub fn evaluate(policies: &Policies, request: &Request<'_>) -> Decision {
 /// For explanations (`byrnie policy why`) and tests: no [`crate::Authorized`] comes of it.
 pub fn what_if(policies: &Policies, question: &Question<'_>) -> Decision {
     let mut decision = decide(policies, question, |rule| rule.enforcement == Enforcement::Enforce);
-    if policies
-        .authorization
-        .iter()
-        .any(|rule| rule.enforcement == Enforcement::Audit)
-    {
+    if policies.authorization.iter().any(|rule| rule.enforcement == Enforcement::Audit) {
         let audit = decide(policies, question, |_| true);
         if audit.allowed != decision.allowed {
             decision.audited = turned_by(policies, question, &audit);
@@ -111,12 +100,7 @@ pub fn what_if(policies: &Policies, question: &Question<'_>) -> Decision {
 ///
 /// To forward it, call [`crate::authorize_egress`], which asks this and gives the proof.
 pub fn evaluate_egress(policies: &Policies, request: &EgressRequest<'_>) -> Decision {
-    if let Some(rule) = policies
-        .egress
-        .iter()
-        .filter(|rule| lets_out(rule, request))
-        .min_by_key(|rule| &rule.name)
-    {
+    if let Some(rule) = policies.egress.iter().filter(|rule| lets_out(rule, request)).min_by_key(|rule| &rule.name) {
         return Decision::by(Reason::EgressRule, &rule.name);
     }
     let reason = match policies.egress_default {
@@ -147,10 +131,7 @@ fn decide(policies: &Policies, question: &Question<'_>, counts: impl Fn(&Authori
         return Decision::by(Reason::DenyRule, &rule.name);
     }
     if let Caller::Ingress(id) = question.caller {
-        let named = policies
-            .ingress
-            .iter()
-            .filter(|r| r.ports.contains(question.port) && r.principals.contains(id));
+        let named = policies.ingress.iter().filter(|r| r.ports.contains(question.port) && r.principals.contains(id));
         return named.min_by_key(|rule| &rule.name).map_or_else(
             || Decision::new(Reason::NoIngressRule, None),
             |rule| Decision::by(Reason::IngressRule, &rule.name),
@@ -176,10 +157,7 @@ fn first<'a>(rules: impl Iterator<Item = &'a AuthorizationRule>) -> Option<&'a A
 
 /// The rules in audit that make `audit` differ from what is enforced.
 fn turned_by(policies: &Policies, question: &Question<'_>, audit: &Decision) -> Vec<Arc<str>> {
-    let audited = policies
-        .authorization
-        .iter()
-        .filter(|rule| rule.enforcement == Enforcement::Audit);
+    let audited = policies.authorization.iter().filter(|rule| rule.enforcement == Enforcement::Audit);
     let mut names: Vec<Arc<str>> = audited
         .filter(|rule| match audit.reason {
             Reason::DenyRule => denies(rule, question),
@@ -196,22 +174,14 @@ fn turned_by(policies: &Policies, question: &Question<'_>, audit: &Decision) -> 
 fn denies(rule: &AuthorizationRule, question: &Question<'_>) -> bool {
     rule.action == Action::Deny
         && rule.ports.contains(question.port)
-        && (rule.from.is_empty()
-            || rule
-                .from
-                .iter()
-                .any(|from| from_matches(from, question.caller) != Fact::Differs))
+        && (rule.from.is_empty() || rule.from.iter().any(|from| from_matches(from, question.caller) != Fact::Differs))
 }
 
 fn allows(rule: &AuthorizationRule, question: &Question<'_>) -> bool {
     matches!(question.caller, Caller::Mesh(_))
         && rule.action == Action::Allow
         && rule.ports.contains(question.port)
-        && (rule.from.is_empty()
-            || rule
-                .from
-                .iter()
-                .any(|from| from_matches(from, question.caller) == Fact::Matches))
+        && (rule.from.is_empty() || rule.from.iter().any(|from| from_matches(from, question.caller) == Fact::Matches))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -238,18 +208,12 @@ fn from_matches(from: &PeerMatch, caller: Caller<'_>) -> Fact {
         Caller::Plaintext => None,
     };
     let facts = [
-        from.namespace
-            .as_ref()
-            .map(|asked| Fact::of(id.and_then(SpiffeId::namespace).map(|found| **asked == *found))),
+        from.namespace.as_ref().map(|asked| Fact::of(id.and_then(SpiffeId::namespace).map(|found| **asked == *found))),
         from.service_account
             .as_ref()
             .map(|asked| Fact::of(id.and_then(SpiffeId::service_account).map(|found| **asked == *found))),
-        from.spiffe_id
-            .as_ref()
-            .map(|asked| Fact::of(id.map(|found| asked.matches(found)))),
-        from.trust_domain
-            .as_ref()
-            .map(|asked| Fact::of(id.map(|found| *asked == *found.trust_domain()))),
+        from.spiffe_id.as_ref().map(|asked| Fact::of(id.map(|found| asked.matches(found)))),
+        from.trust_domain.as_ref().map(|asked| Fact::of(id.map(|found| *asked == *found.trust_domain()))),
     ];
     let asked = || facts.iter().flatten();
     if asked().any(|fact| *fact == Fact::Differs) {

@@ -56,11 +56,7 @@ impl Policies {
         let rank = |rule: &&MtlsRule| rule.scope.rank();
         let applying = || self.mtls.iter().filter(|rule| rule.scope.covers(port));
         let Some(highest) = applying().max_by_key(rank).map(|rule| rule.scope.rank()) else {
-            return MtlsHolding {
-                mode: MtlsMode::Strict,
-                rule: None,
-                until: None,
-            };
+            return MtlsHolding { mode: MtlsMode::Strict, rule: None, until: None };
         };
         let mut holding: Option<MtlsHolding> = None;
         for rule in applying().filter(|rule| rule.scope.rank() == highest) {
@@ -69,20 +65,12 @@ impl Policies {
                 holding = Some(candidate);
             }
         }
-        holding.unwrap_or(MtlsHolding {
-            mode: MtlsMode::Strict,
-            rule: None,
-            until: None,
-        })
+        holding.unwrap_or(MtlsHolding { mode: MtlsMode::Strict, rule: None, until: None })
     }
 
     /// The next moment after `now` at which the passing of time alone changes an answer; `None`: never.
     pub fn next_change(&self, now: SystemTime) -> Option<SystemTime> {
-        self.mtls
-            .iter()
-            .filter_map(MtlsRule::until)
-            .filter(|until| *until > now)
-            .min()
+        self.mtls.iter().filter_map(MtlsRule::until).filter(|until| *until > now).min()
     }
 }
 
@@ -121,12 +109,7 @@ impl MtlsHolding {
     fn is_stricter_than(&self, other: &Self) -> bool {
         let rank = |holding: &Self| {
             let open_ended = holding.until.is_none();
-            (
-                holding.mode == MtlsMode::Permissive,
-                open_ended,
-                holding.until,
-                holding.rule.clone(),
-            )
+            (holding.mode == MtlsMode::Permissive, open_ended, holding.until, holding.rule.clone())
         };
         rank(self) < rank(other)
     }
@@ -149,11 +132,7 @@ impl MtlsRule {
             MtlsTerms::Permissive { until } if until.is_none_or(|until| now < until) => (MtlsMode::Permissive, until),
             MtlsTerms::Permissive { .. } | MtlsTerms::Strict => (MtlsMode::Strict, None),
         };
-        MtlsHolding {
-            mode,
-            rule: Some(Arc::clone(&self.name)),
-            until,
-        }
+        MtlsHolding { mode, rule: Some(Arc::clone(&self.name)), until }
     }
 
     const fn until(&self) -> Option<SystemTime> {
@@ -265,10 +244,7 @@ impl SpiffeIdPattern {
         match self {
             Self::Exact(exact) => exact == id,
             // The slash is asked for, so that `ns/shop/*` does not take in `ns/shopping/...`.
-            Self::Below(parent) => id
-                .as_str()
-                .strip_prefix(parent.as_str())
-                .is_some_and(|rest| rest.starts_with('/')),
+            Self::Below(parent) => id.as_str().strip_prefix(parent.as_str()).is_some_and(|rest| rest.starts_with('/')),
         }
     }
 }
@@ -283,8 +259,7 @@ impl FromStr for SpiffeIdPattern {
                 PolicyError::new("", expected, format!("`{}` ({error})", excerpt(text)))
             })
         };
-        text.strip_suffix("/*")
-            .map_or_else(|| parse(text).map(Self::Exact), |parent| parse(parent).map(Self::Below))
+        text.strip_suffix("/*").map_or_else(|| parse(text).map(Self::Exact), |parent| parse(parent).map(Self::Below))
     }
 }
 
@@ -352,15 +327,11 @@ impl FromIterator<NonZeroU16> for Ports {
 /// host to another). A network of IPv4-mapped IPv6 addresses (`::ffff:10.0.0.0/104`) becomes the IPv4 network.
 pub fn parse_cidr(text: &str) -> Result<IpNet, PolicyError> {
     let refused = |expected: String| PolicyError::new("", expected, format!("`{}`", excerpt(text)));
-    let network: IpNet = text
-        .parse()
-        .map_err(|_| refused("a network such as 203.0.113.0/24 or 2001:db8::/32".into()))?;
+    let network: IpNet =
+        text.parse().map_err(|_| refused("a network such as 203.0.113.0/24 or 2001:db8::/32".into()))?;
     if network.trunc() != network {
         let host = IpNet::from(network.addr());
-        return Err(refused(format!(
-            "a network without host bits: {} or {host}",
-            network.trunc()
-        )));
+        return Err(refused(format!("a network without host bits: {} or {host}", network.trunc())));
     }
     Ok(canonical_network(network))
 }

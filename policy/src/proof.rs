@@ -56,14 +56,7 @@ impl AuthorizedEgress {
 /// The decision, where it does not allow.
 pub fn authorize(policies: &Policies, request: &Request<'_>) -> Result<Authorized, Decision> {
     let decision = evaluate(policies, request);
-    if decision.allowed {
-        Ok(Authorized {
-            port: request.port,
-            decision,
-        })
-    } else {
-        Err(decision)
-    }
+    if decision.allowed { Ok(Authorized { port: request.port, decision }) } else { Err(decision) }
 }
 
 /// Decides on a connection to an address outside of the cluster.
@@ -73,11 +66,7 @@ pub fn authorize(policies: &Policies, request: &Request<'_>) -> Result<Authorize
 pub fn authorize_egress(policies: &Policies, request: &EgressRequest<'_>) -> Result<AuthorizedEgress, Decision> {
     let decision = evaluate_egress(policies, request);
     if decision.allowed {
-        Ok(AuthorizedEgress {
-            destination: request.destination,
-            port: request.port,
-            decision,
-        })
+        Ok(AuthorizedEgress { destination: request.destination, port: request.port, decision })
     } else {
         Err(decision)
     }

@@ -38,27 +38,15 @@ pub(crate) fn ports(numbers: &[u16]) -> Ports {
 }
 
 pub(crate) fn from_id(text: &str) -> PeerMatch {
-    PeerMatch {
-        spiffe_id: Some(text.parse().unwrap()),
-        ..PeerMatch::default()
-    }
+    PeerMatch { spiffe_id: Some(text.parse().unwrap()), ..PeerMatch::default() }
 }
 
 pub(crate) fn from_namespace(name: &str) -> PeerMatch {
-    PeerMatch {
-        namespace: Some(name.into()),
-        ..PeerMatch::default()
-    }
+    PeerMatch { namespace: Some(name.into()), ..PeerMatch::default() }
 }
 
 pub(crate) fn rule(name: &str, action: Action, from: Vec<PeerMatch>, ports: Ports) -> AuthorizationRule {
-    AuthorizationRule {
-        name: name.into(),
-        action,
-        enforcement: Enforcement::Enforce,
-        from,
-        ports,
-    }
+    AuthorizationRule { name: name.into(), action, enforcement: Enforcement::Enforce, from, ports }
 }
 
 pub(crate) fn in_audit(mut rule: AuthorizationRule) -> AuthorizationRule {
@@ -67,19 +55,11 @@ pub(crate) fn in_audit(mut rule: AuthorizationRule) -> AuthorizationRule {
 }
 
 pub(crate) fn permissive(name: &str, scope: MtlsScope, until: Option<u64>) -> MtlsRule {
-    MtlsRule {
-        name: name.into(),
-        scope,
-        terms: MtlsTerms::Permissive { until: until.map(at) },
-    }
+    MtlsRule { name: name.into(), scope, terms: MtlsTerms::Permissive { until: until.map(at) } }
 }
 
 pub(crate) fn strict(name: &str, scope: MtlsScope) -> MtlsRule {
-    MtlsRule {
-        name: name.into(),
-        scope,
-        terms: MtlsTerms::Strict,
-    }
+    MtlsRule { name: name.into(), scope, terms: MtlsTerms::Strict }
 }
 
 /// A caller that owns its ID, so that a generator can make it.
@@ -101,11 +81,7 @@ impl AnyCaller {
 }
 
 pub(crate) fn any_caller() -> impl Strategy<Value = AnyCaller> {
-    prop_oneof![
-        any_id().prop_map(AnyCaller::Mesh),
-        any_id().prop_map(AnyCaller::Ingress),
-        Just(AnyCaller::Plaintext),
-    ]
+    prop_oneof![any_id().prop_map(AnyCaller::Mesh), any_id().prop_map(AnyCaller::Ingress), Just(AnyCaller::Plaintext),]
 }
 
 pub(crate) fn any_id() -> impl Strategy<Value = SpiffeId> {
@@ -142,20 +118,9 @@ pub(crate) fn any_policies() -> impl Strategy<Value = Policies> {
 pub(crate) fn any_authorization_rule() -> impl Strategy<Value = AuthorizationRule> {
     let action = select(vec![Action::Allow, Action::Deny]);
     let enforcement = select(vec![Enforcement::Enforce, Enforcement::Audit]);
-    (
-        any_name(),
-        action,
-        enforcement,
-        vec(any_peer_match(), 0..3),
-        any_ports(),
+    (any_name(), action, enforcement, vec(any_peer_match(), 0..3), any_ports()).prop_map(
+        |(name, action, enforcement, from, ports)| AuthorizationRule { name, action, enforcement, from, ports },
     )
-        .prop_map(|(name, action, enforcement, from, ports)| AuthorizationRule {
-            name,
-            action,
-            enforcement,
-            from,
-            ports,
-        })
 }
 
 fn any_name() -> impl Strategy<Value = Arc<str>> {
@@ -163,13 +128,7 @@ fn any_name() -> impl Strategy<Value = Arc<str>> {
 }
 
 fn any_default() -> impl Strategy<Value = DefaultAction> {
-    any::<bool>().prop_map(|allow| {
-        if allow {
-            DefaultAction::Allow
-        } else {
-            DefaultAction::Deny
-        }
-    })
+    any::<bool>().prop_map(|allow| if allow { DefaultAction::Allow } else { DefaultAction::Deny })
 }
 
 fn any_ports() -> impl Strategy<Value = Ports> {
@@ -182,22 +141,16 @@ fn any_mtls_rule() -> impl Strategy<Value = MtlsRule> {
         Just(MtlsScope::Workload),
         any_port().prop_map(|port| MtlsScope::Port(NonZeroU16::new(port).unwrap())),
     ];
-    let terms = prop_oneof![
-        Just(MtlsTerms::Strict),
-        option::of(any_time()).prop_map(|until| MtlsTerms::Permissive { until })
-    ];
+    let terms =
+        prop_oneof![Just(MtlsTerms::Strict), option::of(any_time()).prop_map(|until| MtlsTerms::Permissive { until })];
     (any_name(), scope, terms).prop_map(|(name, scope, terms)| MtlsRule { name, scope, terms })
 }
 
 fn any_peer_match() -> BoxedStrategy<PeerMatch> {
     let namespace = option::of(select(vec!["shop", "shopping"]));
     let account = option::of(select(vec!["web", "orders"]));
-    let pattern = option::of(select(vec![
-        IDS[0],
-        IDS[3],
-        "spiffe://cluster.local/ns/shop/*",
-        "spiffe://cluster.local/*",
-    ]));
+    let pattern =
+        option::of(select(vec![IDS[0], IDS[3], "spiffe://cluster.local/ns/shop/*", "spiffe://cluster.local/*"]));
     let domain = option::of(select(vec!["cluster.local", "elsewhere.example"]));
     (namespace, account, pattern, domain)
         .prop_map(|(namespace, account, pattern, domain)| PeerMatch {
@@ -219,13 +172,7 @@ fn any_ingress_rule() -> impl Strategy<Value = IngressRule> {
 }
 
 fn any_egress_rule() -> impl Strategy<Value = EgressRule> {
-    let cidr = select(vec![
-        "203.0.113.0/24",
-        "198.51.100.7/32",
-        "2001:db8::/32",
-        "0.0.0.0/0",
-        "::/0",
-    ]);
+    let cidr = select(vec!["203.0.113.0/24", "198.51.100.7/32", "2001:db8::/32", "0.0.0.0/0", "::/0"]);
     let cidrs = vec(cidr.prop_map(|text| parse_cidr(text).unwrap()), 1..3);
     let accounts = vec(select(vec!["web", "orders"]).prop_map(Arc::from), 0..2);
     (any_name(), accounts, cidrs, any_ports()).prop_map(|(name, service_accounts, cidrs, ports)| EgressRule {

@@ -21,12 +21,7 @@ impl TryFrom<proto::Policies> for Policies {
     fn try_from(message: proto::Policies) -> Result<Self, PolicyError> {
         Ok(Self {
             mtls: each("mtls", message.mtls, |rule| &rule.name, mtls_rule)?,
-            authorization: each(
-                "authorization",
-                message.authorization,
-                |rule| &rule.name,
-                authorization_rule,
-            )?,
+            authorization: each("authorization", message.authorization, |rule| &rule.name, authorization_rule)?,
             ingress: each("ingress", message.ingress, |rule| &rule.name, ingress_rule)?,
             egress: each("egress", message.egress, |rule| &rule.name, egress_rule)?,
             authorization_default: default_action(message.authorization_default)
@@ -66,11 +61,7 @@ fn each<M, R>(
         .map(|(index, message)| {
             let place = match name(&message) {
                 "" => {
-                    return Err(PolicyError::new(
-                        format!("{list}[{index}].name"),
-                        "the rule's name",
-                        "nothing",
-                    ));
+                    return Err(PolicyError::new(format!("{list}[{index}].name"), "the rule's name", "nothing"));
                 }
                 name => format!("{list}[{index}] ({})", excerpt(name)),
             };
@@ -86,11 +77,7 @@ fn mtls_rule(message: proto::MtlsRule) -> Result<MtlsRule, PolicyError> {
         (proto::MtlsRank::Namespace, 0) => MtlsScope::Namespace,
         (proto::MtlsRank::Workload, 0) => MtlsScope::Workload,
         (_, number) => {
-            return Err(PolicyError::new(
-                "port",
-                "0, for the rule does not select a port",
-                number.to_string(),
-            ));
+            return Err(PolicyError::new("port", "0, for the rule does not select a port", number.to_string()));
         }
     };
     let terms = match (message.mode(), message.until) {
@@ -100,15 +87,9 @@ fn mtls_rule(message: proto::MtlsRule) -> Result<MtlsRule, PolicyError> {
             return Err(PolicyError::new("until", "0, for strict has no end", until.to_string()));
         }
         (proto::MtlsMode::Permissive, 0) => MtlsTerms::Permissive { until: None },
-        (proto::MtlsMode::Permissive, until) => MtlsTerms::Permissive {
-            until: Some(time(until)?),
-        },
+        (proto::MtlsMode::Permissive, until) => MtlsTerms::Permissive { until: Some(time(until)?) },
     };
-    Ok(MtlsRule {
-        name: message.name.into(),
-        scope,
-        terms,
-    })
+    Ok(MtlsRule { name: message.name.into(), scope, terms })
 }
 
 fn time(seconds: i64) -> Result<SystemTime, PolicyError> {
@@ -153,11 +134,7 @@ fn peer_match(message: proto::PeerMatch) -> Result<PeerMatch, PolicyError> {
         trust_domain: set(message.trust_domain)
             .map(|text| {
                 text.parse().map_err(|error| {
-                    PolicyError::new(
-                        "trust_domain",
-                        "a trust domain",
-                        format!("`{}` ({error})", excerpt(&text)),
-                    )
+                    PolicyError::new("trust_domain", "a trust domain", format!("`{}` ({error})", excerpt(&text)))
                 })
             })
             .transpose()?,
@@ -190,11 +167,7 @@ fn egress_rule(message: proto::EgressRule) -> Result<EgressRule, PolicyError> {
         return Err(PolicyError::new("cidrs", "at least one network", "nothing"));
     }
     if let Some(index) = message.service_accounts.iter().position(String::is_empty) {
-        return Err(PolicyError::new(
-            format!("service_accounts[{index}]"),
-            "a service account's name",
-            "nothing",
-        ));
+        return Err(PolicyError::new(format!("service_accounts[{index}]"), "a service account's name", "nothing"));
     }
     let cidrs = message.cidrs.iter().enumerate();
     let cidrs = cidrs.map(|(index, text)| parse_cidr(text).map_err(|error| error.within(&format!("cidrs[{index}]"))));
@@ -208,9 +181,7 @@ fn egress_rule(message: proto::EgressRule) -> Result<EgressRule, PolicyError> {
 
 fn ports(numbers: &[u32]) -> Result<Ports, PolicyError> {
     let numbered = numbers.iter().enumerate();
-    numbered
-        .map(|(index, number)| port(*number).map_err(|error| error.within(&format!("ports[{index}]"))))
-        .collect()
+    numbered.map(|(index, number)| port(*number).map_err(|error| error.within(&format!("ports[{index}]")))).collect()
 }
 
 fn port(number: u32) -> Result<NonZeroU16, PolicyError> {
@@ -229,11 +200,7 @@ fn default_action(number: i32) -> Result<DefaultAction, PolicyError> {
 }
 
 fn unspecified(place: &str, number: i32) -> PolicyError {
-    PolicyError::new(
-        place,
-        "one of the values that this version knows",
-        format!("value {number}"),
-    )
+    PolicyError::new(place, "one of the values that this version knows", format!("value {number}"))
 }
 
 fn mtls_message(rule: &MtlsRule) -> proto::MtlsRule {
@@ -246,13 +213,7 @@ fn mtls_message(rule: &MtlsRule) -> proto::MtlsRule {
         MtlsTerms::Strict => (proto::MtlsMode::Strict, 0),
         MtlsTerms::Permissive { until } => (proto::MtlsMode::Permissive, until.map_or(0, unix_seconds)),
     };
-    proto::MtlsRule {
-        name: rule.name.to_string(),
-        rank: rank.into(),
-        port,
-        mode: mode.into(),
-        until,
-    }
+    proto::MtlsRule { name: rule.name.to_string(), rank: rank.into(), port, mode: mode.into(), until }
 }
 
 /// Rounded down, so that a permission never grows; never 0, which means that it has no end.

@@ -4,13 +4,7 @@
 /// The control plane's API.
 pub mod mesh {
     /// Version 1.
-    #[allow(
-        missing_docs,
-        unreachable_pub,
-        clippy::all,
-        clippy::unwrap_used,
-        clippy::indexing_slicing
-    )]
+    #[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::indexing_slicing)]
     pub mod v1 {
         tonic::include_proto!("byrnie.mesh.v1");
     }

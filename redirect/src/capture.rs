@@ -39,11 +39,7 @@ pub trait Capture {
     /// [`CaptureError::Refused`].
     fn verify(&self, config: &CaptureConfig) -> Result<(), CaptureError> {
         let differences = self.show()?.differences(&crate::RuleSet::of(config)?);
-        if differences.is_empty() {
-            Ok(())
-        } else {
-            Err(CaptureError::Differs { differences })
-        }
+        if differences.is_empty() { Ok(()) } else { Err(CaptureError::Differs { differences }) }
     }
 }
 
@@ -114,23 +110,13 @@ pub enum CaptureError {
 impl CaptureError {
     pub(crate) fn from_nlink(tried: &'static str, error: &nlink::Error) -> Self {
         match error.errno() {
-            Some(number) => Self::Refused {
-                tried,
-                errno: Errno::from_raw(number),
-                detail: detail(error),
-            },
-            None => Self::Failed {
-                tried,
-                detail: error.to_string(),
-            },
+            Some(number) => Self::Refused { tried, errno: Errno::from_raw(number), detail: detail(error) },
+            None => Self::Failed { tried, detail: error.to_string() },
         }
     }
 
     pub(crate) fn not_flushed(error: &nlink::Error) -> Self {
-        Self::NotFlushed {
-            errno: Errno::from_raw(error.errno().unwrap_or(0)),
-            detail: detail(error),
-        }
+        Self::NotFlushed { errno: Errno::from_raw(error.errno().unwrap_or(0)), detail: detail(error) }
     }
 }
 

@@ -113,11 +113,7 @@ impl CaptureConfig {
                 problems.push(Problem::new("exclude_uids", uid, expected));
             }
         }
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(InvalidConfig { problems })
-        }
+        if problems.is_empty() { Ok(()) } else { Err(InvalidConfig { problems }) }
     }
 
     fn check_exempt(&self, problems: &mut Vec<Problem>) {
@@ -135,10 +131,7 @@ impl CaptureConfig {
 
     fn check_ports(&self, problems: &mut Vec<Problem>) {
         let reserved = [crate::METRICS_PORT, crate::HEALTH_PORT];
-        for (field, port) in [
-            ("outbound_port", self.outbound_port),
-            ("inbound_port", self.inbound_port),
-        ] {
+        for (field, port) in [("outbound_port", self.outbound_port), ("inbound_port", self.inbound_port)] {
             if port == 0 {
                 problems.push(Problem::new(field, port, "a port from 1 to 65535"));
             } else if reserved.contains(&port) {

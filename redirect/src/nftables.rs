@@ -42,9 +42,7 @@ impl Capture for NfTables {
             let transaction = replace_table(connection.transaction(), &wanted)
                 .map_err(|error| CaptureError::from_nlink(tried, &error))?;
             transaction.commit(&connection).await.map_err(refused)?;
-            flush_conntrack()
-                .await
-                .map_err(|error| CaptureError::not_flushed(&error))?;
+            flush_conntrack().await.map_err(|error| CaptureError::not_flushed(&error))?;
             Ok(Applied::Changed)
         })
     }
@@ -55,18 +53,12 @@ impl Capture for NfTables {
                 .del_table_if_exists(TABLE, FAMILY)
                 .await
                 .map_err(|error| CaptureError::from_nlink(tried, &error))?;
-            Ok(if deleted {
-                Removed::Removed
-            } else {
-                Removed::NothingThere
-            })
+            Ok(if deleted { Removed::Removed } else { Removed::NothingThere })
         })
     }
 
     fn show(&self) -> Result<CaptureState, CaptureError> {
-        in_this_namespace("read the capture rules", |tried| async move {
-            read(&open(tried)?, tried).await
-        })
+        in_this_namespace("read the capture rules", |tried| async move { read(&open(tried)?, tried).await })
     }
 }
 
@@ -104,18 +96,12 @@ fn open(tried: &'static str) -> Result<Connection<Nftables>, CaptureError> {
 /// without `NLM_F_EXCL` leaves an old one alone, so that the delete after it
 /// always finds one. It works on every kernel that has nf_tables.
 fn replace_table(transaction: Transaction, rules: &RuleSet) -> nlink::Result<Transaction> {
-    let ensure = RawMessage::new(NFT_MSG_NEWTABLE, FAMILY)
-        .flags(CREATE)
-        .attrs(string_attribute(NFTA_TABLE_NAME, TABLE));
-    let mut transaction = transaction
-        .raw(ensure)
-        .del_table(TABLE, FAMILY)
-        .add_table(TABLE, FAMILY);
+    let ensure =
+        RawMessage::new(NFT_MSG_NEWTABLE, FAMILY).flags(CREATE).attrs(string_attribute(NFTA_TABLE_NAME, TABLE));
+    let mut transaction = transaction.raw(ensure).del_table(TABLE, FAMILY).add_table(TABLE, FAMILY);
     for hook in Hook::ALL {
         let base = BaseChain::nat(nat_hook(hook), Priority::Custom(PRIORITY));
-        let chain = Chain::new(TABLE, hook.as_str())?
-            .family(FAMILY)
-            .base(base.policy(Policy::Accept));
+        let chain = Chain::new(TABLE, hook.as_str())?.family(FAMILY).base(base.policy(Policy::Accept));
         transaction = transaction.add_chain(chain);
     }
     for rule in rules.rules() {
@@ -152,11 +138,7 @@ async fn read(connection: &Connection<Nftables>, tried: &'static str) -> Result<
     }
     chain_problems.extend(check_chains(connection).await.map_err(refused)?);
     let rules = connection.list_rules(TABLE, FAMILY).await.map_err(refused)?;
-    Ok(CaptureState {
-        present: true,
-        chain_problems,
-        rules: rules.iter().map(shown).collect(),
-    })
+    Ok(CaptureState { present: true, chain_problems, rules: rules.iter().map(shown).collect() })
 }
 
 async fn check_chains(connection: &Connection<Nftables>) -> nlink::Result<Vec<String>> {
@@ -170,9 +152,7 @@ async fn check_chains(connection: &Connection<Nftables>) -> nlink::Result<Vec<St
         let expected = (Some(nat_hook_number(hook)), Some(PRIORITY));
         let is_nat = chain.chain_type == Some(nlink::netlink::nftables::ChainType::Nat);
         if !is_nat || (chain.hook, chain.priority) != expected {
-            problems.push(format!(
-                "chain {hook} is not a nat chain on hook {hook} at priority {PRIORITY}"
-            ));
+            problems.push(format!("chain {hook} is not a nat chain on hook {hook} at priority {PRIORITY}"));
         }
     }
     for chain in &chains {
@@ -204,16 +184,9 @@ fn shown(rule: &RuleInfo) -> ShownRule {
         _ => None,
     });
     let (connections, bytes) = counter.unwrap_or_default();
-    let body = translate::from_kernel(rule).map_or_else(
-        || ShownBody::Foreign(rule.nft_syntax().unwrap_or_else(|| "(unknown)".into())),
-        ShownBody::Ours,
-    );
-    ShownRule {
-        chain: rule.chain.clone(),
-        body,
-        connections,
-        bytes,
-    }
+    let body = translate::from_kernel(rule)
+        .map_or_else(|| ShownBody::Foreign(rule.nft_syntax().unwrap_or_else(|| "(unknown)".into())), ShownBody::Ours);
+    ShownRule { chain: rule.chain.clone(), body, connections, bytes }
 }
 
 #[cfg(test)]

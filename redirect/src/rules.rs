@@ -117,12 +117,7 @@ pub struct Rule {
 
 impl Rule {
     fn new(hook: Hook, purpose: Purpose, matches: Vec<Match>, action: Action) -> Self {
-        Self {
-            hook,
-            matches,
-            action,
-            purpose,
-        }
+        Self { hook, matches, action, purpose }
     }
 }
 
@@ -347,10 +342,7 @@ mod tests {
     fn the_two_ways_to_exempt_the_proxy_differ_in_one_match() {
         let by_uid = RuleSet::of(&everything(Exempt::Uid(PROXY_UID))).unwrap();
         let by_mark = RuleSet::of(&everything(Exempt::Mark(PROXY_MARK))).unwrap();
-        let different: Vec<_> = (by_uid.rules().iter())
-            .zip(by_mark.rules())
-            .filter(|(a, b)| a != b)
-            .collect();
+        let different: Vec<_> = (by_uid.rules().iter()).zip(by_mark.rules()).filter(|(a, b)| a != b).collect();
         assert_eq!(by_uid.rules().len(), by_mark.rules().len());
         assert_eq!(different.len(), 1);
         assert_eq!(different[0].0.matches, [Match::SocketUid(PROXY_UID)]);

@@ -25,10 +25,7 @@ pub fn set_mark(socket: &impl AsFd, mark: u32) -> io::Result<()> {
         let error = io::Error::from(errno);
         let hint = "exempting the proxy by mark needs CAP_NET_ADMIN in its network namespace; \
                     give the proxy a UID of its own instead";
-        io::Error::new(
-            error.kind(),
-            format!("cannot set mark {mark:#010x} on a socket: {error}; {hint}"),
-        )
+        io::Error::new(error.kind(), format!("cannot set mark {mark:#010x} on a socket: {error}; {hint}"))
     })
 }
 

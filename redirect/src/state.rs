@@ -38,11 +38,7 @@ pub enum ShownBody {
 
 impl CaptureState {
     pub(crate) fn absent() -> Self {
-        Self {
-            present: false,
-            chain_problems: Vec::new(),
-            rules: Vec::new(),
-        }
+        Self { present: false, chain_problems: Vec::new(), rules: Vec::new() }
     }
 
     /// Whether there is anything of ours at all.
@@ -172,11 +168,7 @@ impl fmt::Display for CaptureState {
         for problem in &self.chain_problems {
             writeln!(f, "# {problem}")?;
         }
-        let complete = if self.is_complete() {
-            "complete"
-        } else {
-            "NOT COMPLETE: run `byrnie capture apply`"
-        };
+        let complete = if self.is_complete() { "complete" } else { "NOT COMPLETE: run `byrnie capture apply`" };
         writeln!(f, "# {complete}")
     }
 }

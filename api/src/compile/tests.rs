@@ -27,15 +27,7 @@ fn orders(objects: &[Object]) -> Policies {
 
 fn compile_for(namespace: &str, name: &str, mesh: &MeshSettings, objects: &[Object]) -> Policies {
     let labels = BTreeMap::from([("app".to_owned(), name.to_owned())]);
-    compile(
-        mesh,
-        objects,
-        &Workload {
-            namespace,
-            labels: &labels,
-            service_account: name,
-        },
-    )
+    compile(mesh, objects, &Workload { namespace, labels: &labels, service_account: name })
 }
 
 fn id(text: &str) -> SpiffeId {
@@ -43,14 +35,7 @@ fn id(text: &str) -> SpiffeId {
 }
 
 fn mesh_call(policies: &Policies, caller: &str, port: u16) -> byrnie_policy::Decision {
-    what_if(
-        policies,
-        &Question {
-            caller: Caller::Mesh(&id(caller)),
-            port,
-            now: UNIX_EPOCH,
-        },
-    )
+    what_if(policies, &Question { caller: Caller::Mesh(&id(caller)), port, now: UNIX_EPOCH })
 }
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -78,48 +63,22 @@ fn an_allow_lets_in_whom_it_names_and_is_named_in_the_decision() {
         {"from": [{"serviceAccount": "other"}]},
         {"from": [{"serviceAccount": "web"}], "to": [{"ports": [8080]}, {"ports": [9090]}]},
     ]);
-    let policies = orders(&[object(
-        "AuthorizationPolicy",
-        "shop",
-        "orders-allow",
-        json!({"action": "Allow", "rules": rules}),
-    )]);
+    let policies =
+        orders(&[object("AuthorizationPolicy", "shop", "orders-allow", json!({"action": "Allow", "rules": rules}))]);
     let decision = mesh_call(&policies, WEB, 9_090);
-    assert_eq!(
-        decision.rule.as_deref(),
-        Some("AuthorizationPolicy shop/orders-allow[1]")
-    );
+    assert_eq!(decision.rule.as_deref(), Some("AuthorizationPolicy shop/orders-allow[1]"));
     assert_eq!(mesh_call(&policies, WEB, 80).reason, Reason::NoAllowRule);
-    assert_eq!(
-        mesh_call(&policies, "spiffe://cluster.local/ns/shop/sa/stock", 8_080).reason,
-        Reason::NoAllowRule
-    );
+    assert_eq!(mesh_call(&policies, "spiffe://cluster.local/ns/shop/sa/stock", 8_080).reason, Reason::NoAllowRule);
     let elsewhere = "spiffe://cluster.local/ns/elsewhere/sa/web";
-    assert!(
-        !mesh_call(&policies, elsewhere, 8_080).allowed,
-        "the service account of another namespace"
-    );
+    assert!(!mesh_call(&policies, elsewhere, 8_080).allowed, "the service account of another namespace");
 }
 
 #[test]
 fn without_rules_an_authorization_policy_matches_everything() {
-    let deny = orders(&[object(
-        "AuthorizationPolicy",
-        "shop",
-        "closed",
-        json!({"action": "Deny"}),
-    )]);
+    let deny = orders(&[object("AuthorizationPolicy", "shop", "closed", json!({"action": "Deny"}))]);
     let decision = mesh_call(&deny, WEB, 80);
-    assert_eq!(
-        (decision.allowed, decision.rule.as_deref()),
-        (false, Some("AuthorizationPolicy shop/closed"))
-    );
-    let allow = orders(&[object(
-        "AuthorizationPolicy",
-        "shop",
-        "open",
-        json!({"action": "Allow"}),
-    )]);
+    assert_eq!((decision.allowed, decision.rule.as_deref()), (false, Some("AuthorizationPolicy shop/closed")));
+    let allow = orders(&[object("AuthorizationPolicy", "shop", "open", json!({"action": "Allow"}))]);
     assert!(mesh_call(&allow, WEB, 80).allowed);
 }
 
@@ -136,14 +95,7 @@ fn an_allow_by_namespace_means_this_mesh_and_a_deny_every_mesh() {
     assert!(!mesh_call(&by_namespace("Deny"), federated, 80).allowed);
     let spec =
         json!({"action": "Allow", "rules": [{"from": [{"namespace": "shop", "trustDomain": "elsewhere.example"}]}]});
-    assert!(
-        mesh_call(
-            &orders(&[object("AuthorizationPolicy", "shop", "x", spec)]),
-            federated,
-            80
-        )
-        .allowed
-    );
+    assert!(mesh_call(&orders(&[object("AuthorizationPolicy", "shop", "x", spec)]), federated, 80).allowed);
 }
 
 #[test]
@@ -152,63 +104,27 @@ fn an_object_binds_only_within_its_namespace() {
         object("AuthorizationPolicy", "elsewhere", "a", json!({"action": "Deny"})),
         object("MtlsPolicy", "elsewhere", "m", json!({"mode": "Permissive"})),
         object("IngressPolicy", "elsewhere", "i", json!({"principals": [WEB]})),
-        object(
-            "EgressPolicy",
-            "elsewhere",
-            "e",
-            json!({"to": [{"cidrs": ["0.0.0.0/0"]}]}),
-        ),
+        object("EgressPolicy", "elsewhere", "e", json!({"to": [{"cidrs": ["0.0.0.0/0"]}]})),
     ];
     assert_eq!(orders(&objects), Policies::default());
-    assert_ne!(
-        compile_for("elsewhere", "orders", &MeshSettings::default(), &objects),
-        Policies::default()
-    );
+    assert_ne!(compile_for("elsewhere", "orders", &MeshSettings::default(), &objects), Policies::default());
 }
 
 #[test]
 fn an_object_binds_only_the_workloads_that_it_selects() {
     let selector = json!({"matchLabels": {"app": "orders"}});
     let objects = [
-        object(
-            "AuthorizationPolicy",
-            "shop",
-            "a",
-            json!({"selector": selector, "action": "Deny"}),
-        ),
-        object(
-            "MtlsPolicy",
-            "shop",
-            "m",
-            json!({"selector": selector, "mode": "Permissive"}),
-        ),
-        object(
-            "IngressPolicy",
-            "shop",
-            "i",
-            json!({"selector": selector, "principals": [WEB]}),
-        ),
-        object(
-            "EgressPolicy",
-            "shop",
-            "e",
-            json!({"serviceAccounts": ["orders"], "to": [{"cidrs": ["0.0.0.0/0"]}]}),
-        ),
+        object("AuthorizationPolicy", "shop", "a", json!({"selector": selector, "action": "Deny"})),
+        object("MtlsPolicy", "shop", "m", json!({"selector": selector, "mode": "Permissive"})),
+        object("IngressPolicy", "shop", "i", json!({"selector": selector, "principals": [WEB]})),
+        object("EgressPolicy", "shop", "e", json!({"serviceAccounts": ["orders"], "to": [{"cidrs": ["0.0.0.0/0"]}]})),
     ];
     let selected = orders(&objects);
     assert_eq!(
-        (
-            selected.authorization.len(),
-            selected.mtls.len(),
-            selected.ingress.len(),
-            selected.egress.len()
-        ),
+        (selected.authorization.len(), selected.mtls.len(), selected.ingress.len(), selected.egress.len()),
         (1, 1, 1, 1)
     );
-    assert_eq!(
-        compile_for("shop", "web", &MeshSettings::default(), &objects),
-        Policies::default()
-    );
+    assert_eq!(compile_for("shop", "web", &MeshSettings::default(), &objects), Policies::default());
 }
 
 #[test]
@@ -217,12 +133,7 @@ fn the_rank_of_an_mtls_policy_is_what_it_selects() {
     let policies = orders(&[
         object("MtlsPolicy", "shop", "namespace", json!({"mode": "Strict"})),
         object("MtlsPolicy", "shop", "same", json!({"selector": {}, "mode": "Strict"})),
-        object(
-            "MtlsPolicy",
-            "shop",
-            "workload",
-            json!({"selector": orders_only, "mode": "Permissive"}),
-        ),
+        object("MtlsPolicy", "shop", "workload", json!({"selector": orders_only, "mode": "Permissive"})),
         object("MtlsPolicy", "shop", "port", json!({"port": 81, "mode": "Strict"})),
     ]);
     assert_eq!(policies.mtls_mode(80, UNIX_EPOCH), MtlsMode::Permissive);
@@ -234,44 +145,23 @@ fn permissive_ends_at_the_time_that_is_written() {
     let spec = json!({"mode": "Permissive", "until": "2030-01-31T19:00:00+01:00"});
     let policies = orders(&[object("MtlsPolicy", "shop", "m", spec)]);
     let end = UNIX_EPOCH + Duration::from_secs(1_896_112_800);
-    assert_eq!(
-        policies.mtls_mode(80, end - Duration::from_secs(1)),
-        MtlsMode::Permissive
-    );
+    assert_eq!(policies.mtls_mode(80, end - Duration::from_secs(1)), MtlsMode::Permissive);
     assert_eq!(policies.mtls_mode(80, end), MtlsMode::Strict);
 }
 
 #[test]
 fn a_permissive_policy_under_a_strict_floor_does_nothing() {
-    let mesh = MeshSettings {
-        mtls_floor: crate::MtlsMode::Strict,
-        ..MeshSettings::default()
-    };
+    let mesh = MeshSettings { mtls_floor: crate::MtlsMode::Strict, ..MeshSettings::default() };
     let objects = [object("MtlsPolicy", "shop", "m", json!({"mode": "Permissive"}))];
-    assert_eq!(
-        compile_for("shop", "orders", &mesh, &objects).mtls_mode(80, UNIX_EPOCH),
-        MtlsMode::Strict
-    );
+    assert_eq!(compile_for("shop", "orders", &mesh, &objects).mtls_mode(80, UNIX_EPOCH), MtlsMode::Strict);
 }
 
 #[test]
 fn an_ingress_policy_lets_its_principal_in_at_its_ports() {
     let nginx = "spiffe://cluster.local/ns/ingress/sa/nginx";
-    let policies = orders(&[object(
-        "IngressPolicy",
-        "shop",
-        "in",
-        json!({"ports": [8443], "principals": [nginx]}),
-    )]);
+    let policies = orders(&[object("IngressPolicy", "shop", "in", json!({"ports": [8443], "principals": [nginx]}))]);
     let call = |caller: &str, port| {
-        what_if(
-            &policies,
-            &Question {
-                caller: Caller::Ingress(&id(caller)),
-                port,
-                now: UNIX_EPOCH,
-            },
-        )
+        what_if(&policies, &Question { caller: Caller::Ingress(&id(caller)), port, now: UNIX_EPOCH })
     };
     assert_eq!(call(nginx, 8_443).rule.as_deref(), Some("IngressPolicy shop/in"));
     assert_eq!(call(nginx, 80).reason, Reason::NoIngressRule);
@@ -286,19 +176,9 @@ fn an_egress_policy_lets_out_to_its_networks_and_ports() {
     let source = id("spiffe://cluster.local/ns/shop/sa/orders");
     let call = |destination: &str, port| {
         let destination = destination.parse().unwrap();
-        evaluate_egress(
-            &policies,
-            &EgressRequest {
-                source: &source,
-                destination,
-                port,
-            },
-        )
+        evaluate_egress(&policies, &EgressRequest { source: &source, destination, port })
     };
-    assert_eq!(
-        call("2001:db8::1", 443).rule.as_deref(),
-        Some("EgressPolicy shop/out[1]")
-    );
+    assert_eq!(call("2001:db8::1", 443).rule.as_deref(), Some("EgressPolicy shop/out[1]"));
     assert!(call("198.51.100.1", 25).allowed);
     assert_eq!(call("203.0.113.1", 80).reason, Reason::EgressDefaultDeny);
 }
@@ -312,16 +192,10 @@ fn a_refused_authorization_policy_keeps_everyone_out_of_what_it_selects() {
     );
     let objects = [everyone, bad];
     let decision = mesh_call(&orders(&objects), WEB, 80);
-    assert_eq!(
-        decision.rule.as_deref(),
-        Some("AuthorizationPolicy shop/bad (refused: see its status)")
-    );
+    assert_eq!(decision.rule.as_deref(), Some("AuthorizationPolicy shop/bad (refused: see its status)"));
     assert!(!decision.allowed);
     let other = compile_for("shop", "stock", &MeshSettings::default(), &objects);
-    assert!(
-        mesh_call(&other, WEB, 80).allowed,
-        "a workload that it does not select is unharmed"
-    );
+    assert!(mesh_call(&other, WEB, 80).allowed, "a workload that it does not select is unharmed");
 }
 
 #[test]
@@ -330,18 +204,8 @@ fn a_refused_mtls_policy_keeps_all_plaintext_out_of_what_it_selects() {
     let policies = orders(&[wide.clone(), stand_in("MtlsPolicy", json!({"mode": "strict"})), wide]);
     assert_eq!(policies.mtls_mode(80, UNIX_EPOCH), MtlsMode::Strict);
     let caller = Caller::Plaintext;
-    let decision = what_if(
-        &policies,
-        &Question {
-            caller,
-            port: 80,
-            now: UNIX_EPOCH,
-        },
-    );
-    assert_eq!(
-        decision.rule.as_deref(),
-        Some("MtlsPolicy shop/bad (refused: see its status)")
-    );
+    let decision = what_if(&policies, &Question { caller, port: 80, now: UNIX_EPOCH });
+    assert_eq!(decision.rule.as_deref(), Some("MtlsPolicy shop/bad (refused: see its status)"));
 }
 
 #[test]
@@ -358,10 +222,7 @@ fn a_malformed_object_that_came_around_parse_fails_closed() {
         panic!("an MtlsPolicy")
     };
     policy.spec.until = Some("soon".into());
-    assert_eq!(
-        orders(&[Object::MtlsPolicy(policy)]).mtls_mode(80, UNIX_EPOCH),
-        MtlsMode::Strict
-    );
+    assert_eq!(orders(&[Object::MtlsPolicy(policy)]).mtls_mode(80, UNIX_EPOCH), MtlsMode::Strict);
 }
 
 #[test]
@@ -373,19 +234,9 @@ fn what_is_compiled_can_be_sent() {
             "a",
             json!({"action": "Allow", "rules": [{"from": [{"serviceAccount": "web"}]}]}),
         ),
-        object(
-            "MtlsPolicy",
-            "shop",
-            "m",
-            json!({"port": 80, "mode": "Permissive", "until": "2030-01-31T18:00:00Z"}),
-        ),
+        object("MtlsPolicy", "shop", "m", json!({"port": 80, "mode": "Permissive", "until": "2030-01-31T18:00:00Z"})),
         object("IngressPolicy", "shop", "i", json!({"principals": [WEB]})),
-        object(
-            "EgressPolicy",
-            "shop",
-            "e",
-            json!({"to": [{"cidrs": ["::ffff:203.0.113.0/120"]}]}),
-        ),
+        object("EgressPolicy", "shop", "e", json!({"to": [{"cidrs": ["::ffff:203.0.113.0/120"]}]})),
     ]);
     let message = byrnie_proto::mesh::v1::Policies::from(&policies);
     assert_eq!(Policies::try_from(message), Ok(policies));

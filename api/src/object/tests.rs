@@ -5,11 +5,8 @@ use serde_json::json;
 use super::*;
 
 fn object(kind: &str, spec: Value) -> Value {
-    let metadata = if kind == "MeshConfig" {
-        json!({"name": "default"})
-    } else {
-        json!({"namespace": "shop", "name": "x"})
-    };
+    let metadata =
+        if kind == "MeshConfig" { json!({"name": "default"}) } else { json!({"namespace": "shop", "name": "x"}) };
     json!({"apiVersion": "byrnie.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec})
 }
 
@@ -49,10 +46,7 @@ fn one_object_of_each_kind_with_every_field_is_taken() {
                 }],
             }),
         ),
-        object(
-            "IngressPolicy",
-            json!({"selector": {"matchLabels": {}}, "ports": [8443], "principals": [id]}),
-        ),
+        object("IngressPolicy", json!({"selector": {"matchLabels": {}}, "ports": [8443], "principals": [id]})),
         object(
             "EgressPolicy",
             json!({"serviceAccounts": ["web"], "to": [{"cidrs": ["203.0.113.0/24"], "ports": [443]}]}),
@@ -78,21 +72,16 @@ fn one_object_of_each_kind_with_every_field_is_taken() {
 
 #[test]
 fn an_object_is_named_by_kind_namespace_and_name() {
-    assert_eq!(
-        parse(object("MeshConfig", json!({}))).unwrap().to_string(),
-        "MeshConfig default"
-    );
+    assert_eq!(parse(object("MeshConfig", json!({}))).unwrap().to_string(), "MeshConfig default");
     let policy = parse(object("MtlsPolicy", json!({"mode": "Strict"}))).unwrap();
     assert_eq!(policy.to_string(), "MtlsPolicy shop/x");
 }
 
 #[test]
 fn kinds_of_later_versions_and_unknown_ones_are_refused() {
-    for (kind, hint) in [
-        ("ServicePolicy", "not supported yet"),
-        ("TrustRoot", "not supported yet"),
-        ("Mtlspolicy", "unknown kind"),
-    ] {
+    for (kind, hint) in
+        [("ServicePolicy", "not supported yet"), ("TrustRoot", "not supported yet"), ("Mtlspolicy", "unknown kind")]
+    {
         let error = refused(object(kind, json!({})));
         assert_eq!(places(&error), ["kind"]);
         assert_eq!(error.problems[0].hint, hint);
@@ -104,10 +93,7 @@ fn kinds_of_later_versions_and_unknown_ones_are_refused() {
 fn what_is_no_object_of_ours_is_refused_with_the_place() {
     assert_eq!(places(&refused(json!([]))), ["object"]);
     assert_eq!(places(&refused(json!({}))), ["apiVersion", "kind"]);
-    assert_eq!(
-        places(&refused(json!({"apiVersion": "byrnie.dev/v1", "kind": 7}))),
-        ["apiVersion", "kind"]
-    );
+    assert_eq!(places(&refused(json!({"apiVersion": "byrnie.dev/v1", "kind": 7}))), ["apiVersion", "kind"]);
     assert!(is_ours("byrnie.dev/v1") && is_ours("byrnie.dev/v1alpha1"));
     assert!(!is_ours("v1") && !is_ours("byrnie.dev.example/v1"));
 }
@@ -122,10 +108,7 @@ fn names_and_namespaces_must_be_there_and_well_formed() {
         }
         value
     };
-    assert_eq!(
-        places(&refused(with("MtlsPolicy", json!({})))),
-        ["metadata.name", "metadata.namespace"]
-    );
+    assert_eq!(places(&refused(with("MtlsPolicy", json!({})))), ["metadata.name", "metadata.namespace"]);
     assert_eq!(
         places(&refused(with("MtlsPolicy", json!({"name": "A", "namespace": "a.b"})))),
         ["metadata.name", "metadata.namespace"]
@@ -142,9 +125,7 @@ fn names_and_namespaces_must_be_there_and_well_formed() {
 
 #[test]
 fn a_mesh_config_that_says_nothing_has_the_documented_defaults() {
-    let Object::MeshConfig(config) = parse(object("MeshConfig", json!({}))).unwrap() else {
-        panic!("a MeshConfig")
-    };
+    let Object::MeshConfig(config) = parse(object("MeshConfig", json!({}))).unwrap() else { panic!("a MeshConfig") };
     let settings = config.spec.settings().unwrap();
     assert_eq!(settings, MeshSettings::default());
     assert_eq!(settings.trust_domain.as_str(), "cluster.local");
@@ -171,11 +152,7 @@ fn a_malformed_mesh_config_is_refused_with_every_place() {
         ]
     );
     for ttl in ["8d", "169h", "24", "", "59m59s"] {
-        assert_eq!(
-            places(&refused(object("MeshConfig", json!({"svidTtl": ttl})))),
-            ["spec.svidTtl"],
-            "{ttl}"
-        );
+        assert_eq!(places(&refused(object("MeshConfig", json!({"svidTtl": ttl})))), ["spec.svidTtl"], "{ttl}");
     }
     assert!(parse(object("MeshConfig", json!({"svidTtl": "7d"}))).is_ok());
 }
@@ -188,11 +165,7 @@ fn a_malformed_mtls_policy_is_refused() {
         json!({"mode": "Permissive", "until": "next week", "selector": {"matchLabels": {"a b": "c", "d": "e f"}}});
     assert_eq!(
         places(&refused(object("MtlsPolicy", spec))),
-        [
-            "spec.selector.matchLabels[a b]",
-            "spec.selector.matchLabels[d]",
-            "spec.until"
-        ]
+        ["spec.selector.matchLabels[a b]", "spec.selector.matchLabels[d]", "spec.until"]
     );
 }
 
@@ -202,10 +175,7 @@ fn a_malformed_authorization_policy_is_refused() {
         {}, {"namespace": "*"}, {"serviceAccount": "a/b"}, {"spiffeId": "*"}, {"spiffeId": "spiffe://a/b*"}, {"trustDomain": "*"},
     ]);
     assert_eq!(
-        places(&refused(object(
-            "AuthorizationPolicy",
-            json!({"action": "Deny", "rules": [{"from": from}]})
-        ))),
+        places(&refused(object("AuthorizationPolicy", json!({"action": "Deny", "rules": [{"from": from}]})))),
         [
             "spec.rules[0].from[0]",
             "spec.rules[0].from[1].namespace",
@@ -226,22 +196,10 @@ fn an_empty_list_is_refused_wherever_left_out_means_everything() {
         json!({"action": "Allow", "rules": [{"to": [{"ports": []}]}]}),
         json!({"action": "Allow", "rules": [{"to": [{}]}]}),
     ] {
-        assert_eq!(
-            refused(object("AuthorizationPolicy", spec.clone())).problems.len(),
-            1,
-            "{spec}"
-        );
+        assert_eq!(refused(object("AuthorizationPolicy", spec.clone())).problems.len(), 1, "{spec}");
     }
-    for spec in [
-        json!({"principals": []}),
-        json!({"principals": ["spiffe://a/b"], "ports": []}),
-        json!({}),
-    ] {
-        assert_eq!(
-            refused(object("IngressPolicy", spec.clone())).problems.len(),
-            1,
-            "{spec}"
-        );
+    for spec in [json!({"principals": []}), json!({"principals": ["spiffe://a/b"], "ports": []}), json!({})] {
+        assert_eq!(refused(object("IngressPolicy", spec.clone())).problems.len(), 1, "{spec}");
     }
     for spec in [
         json!({"to": []}),
@@ -251,23 +209,13 @@ fn an_empty_list_is_refused_wherever_left_out_means_everything() {
         json!({"to": [{"cidrs": ["::/0"], "ports": []}]}),
         json!({"to": [{"cidrs": ["::/0"]}], "serviceAccounts": []}),
     ] {
-        assert_eq!(
-            refused(object("EgressPolicy", spec.clone())).problems.len(),
-            1,
-            "{spec}"
-        );
+        assert_eq!(refused(object("EgressPolicy", spec.clone())).problems.len(), 1, "{spec}");
     }
 }
 
 #[test]
 fn principals_of_an_ingress_policy_are_exact() {
-    for principal in [
-        "spiffe://cluster.local/ns/ingress/*",
-        "*",
-        "spiffe://cluster.local",
-        "CN=nginx",
-        "",
-    ] {
+    for principal in ["spiffe://cluster.local/ns/ingress/*", "*", "spiffe://cluster.local", "CN=nginx", ""] {
         let error = refused(object("IngressPolicy", json!({"principals": [principal]})));
         assert_eq!(places(&error), ["spec.principals[0]"], "{principal}");
     }
@@ -284,17 +232,10 @@ fn a_malformed_egress_policy_is_refused() {
 
 #[test]
 fn what_validates_here_and_came_around_parse_is_still_checked() {
-    let spec = crate::EgressPolicySpec {
-        service_accounts: None,
-        to: Vec::new(),
-    };
+    let spec = crate::EgressPolicySpec { service_accounts: None, to: Vec::new() };
     let mut policy = EgressPolicy::new("x", spec);
     let paths = |policy: &EgressPolicy| -> Vec<String> {
-        Object::EgressPolicy(policy.clone())
-            .validate()
-            .into_iter()
-            .map(|problem| problem.path)
-            .collect()
+        Object::EgressPolicy(policy.clone()).validate().into_iter().map(|problem| problem.path).collect()
     };
     assert_eq!(paths(&policy), ["spec.to", "metadata.namespace"]);
     policy.metadata.namespace = Some("shop".into());
@@ -305,21 +246,13 @@ fn what_validates_here_and_came_around_parse_is_still_checked() {
 fn a_permissive_policy_under_a_strict_floor_is_refused_with_the_reason() {
     let policy = parse(object("MtlsPolicy", json!({"mode": "Permissive"}))).unwrap();
     assert!(policy.against(&MeshSettings::default()).is_empty());
-    let mesh = MeshSettings {
-        mtls_floor: crate::MtlsMode::Strict,
-        ..MeshSettings::default()
-    };
+    let mesh = MeshSettings { mtls_floor: crate::MtlsMode::Strict, ..MeshSettings::default() };
     assert_eq!(
         policy.against(&mesh)[0].to_string(),
         "spec.mode: expected `Strict`, found `Permissive` (MeshConfig's spec.mtls.floor is `Strict`, and no namespace \
          may go under it)"
     );
-    assert!(
-        parse(object("MtlsPolicy", json!({"mode": "Strict"})))
-            .unwrap()
-            .against(&mesh)
-            .is_empty()
-    );
+    assert!(parse(object("MtlsPolicy", json!({"mode": "Strict"}))).unwrap().against(&mesh).is_empty());
 }
 
 #[test]
@@ -334,11 +267,7 @@ fn what_could_have_forbidden_something_leaves_a_stand_in() {
         (policy.kind, policy.namespace.as_str(), policy.name.as_str()),
         (Kind::AuthorizationPolicy, "shop", "x")
     );
-    assert!(
-        policy
-            .selector
-            .is_some_and(|selector| selector.match_labels["app"] == "web")
-    );
+    assert!(policy.selector.is_some_and(|selector| selector.match_labels["app"] == "web"));
     let unreadable = json!({"selector": {"matchExpressions": []}, "action": "Deny"});
     assert!(
         matches!(stand_in("AuthorizationPolicy", unreadable), Some(Object::Refused(policy)) if policy.selector.is_none())

@@ -51,19 +51,9 @@ fn every_schema_is_structural_and_keeps_no_unknown_field() {
                 assert!(schema.get(forbidden).is_none(), "{place}: {forbidden}");
             }
             let additional = schema.get("additionalProperties");
-            assert!(
-                additional.is_none_or(Value::is_object),
-                "{place}: additionalProperties says true or false"
-            );
-            assert!(
-                additional.is_none() || schema.get("properties").is_none(),
-                "{place}: both kinds of properties"
-            );
-            assert_eq!(
-                schema["type"] == "array",
-                schema.get("items").is_some(),
-                "{place}: a list has items"
-            );
+            assert!(additional.is_none_or(Value::is_object), "{place}: additionalProperties says true or false");
+            assert!(additional.is_none() || schema.get("properties").is_none(), "{place}: both kinds of properties");
+            assert_eq!(schema["type"] == "array", schema.get("items").is_some(), "{place}: a list has items");
         });
     }
 }
@@ -73,10 +63,7 @@ fn every_field_of_every_schema_says_what_it_is_for() {
     for kind in Kind::ALL {
         walk(kind.as_str(), schema(kind), &mut |place, schema| {
             let described = schema["description"].as_str().is_some_and(|text| !text.is_empty());
-            assert!(
-                described || place.ends_with(".items") || place.ends_with(".additionalProperties"),
-                "{place}"
-            );
+            assert!(described || place.ends_with(".items") || place.ends_with(".additionalProperties"), "{place}");
         });
     }
 }
@@ -93,10 +80,7 @@ fn no_field_that_is_said_to_be_not_supported_yet_is_in_a_schema() {
 
 fn check_spec(kind: Kind, spec: Value) -> Vec<String> {
     let object = json!({"apiVersion": "byrnie.dev/v1alpha1", "kind": kind.as_str(), "metadata": {}, "spec": spec});
-    check(kind, object.as_object().unwrap())
-        .iter()
-        .map(ToString::to_string)
-        .collect()
+    check(kind, object.as_object().unwrap()).iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -115,14 +99,8 @@ fn a_field_of_a_later_version_and_a_typing_error_are_told_apart() {
 #[test]
 fn every_field_that_the_design_names_for_later_is_refused_as_not_supported_yet() {
     let later = [
-        (
-            Kind::MeshConfig,
-            json!({"tls": {}, "otherProtocols": "deny", "telemetry": {}, "sidecar": {}}),
-        ),
-        (
-            Kind::MtlsPolicy,
-            json!({"mode": "Strict", "selector": {"matchExpressions": []}}),
-        ),
+        (Kind::MeshConfig, json!({"tls": {}, "otherProtocols": "deny", "telemetry": {}, "sidecar": {}})),
+        (Kind::MtlsPolicy, json!({"mode": "Strict", "selector": {"matchExpressions": []}})),
         (
             Kind::AuthorizationPolicy,
             json!({"action": "Deny", "rules": [
@@ -187,10 +165,8 @@ fn null_is_an_optional_field_left_out_and_nothing_else() {
 fn what_is_outside_of_the_spec_is_refused_too() {
     let object = json!({"apiVersion": "", "kind": "", "metadata": {}, "spec": {}, "status": {}, "specs": {}});
     let problems = check(Kind::MeshConfig, object.as_object().unwrap());
-    let words: Vec<_> = problems
-        .iter()
-        .map(|problem| (problem.path.as_str(), problem.is_not_supported_yet()))
-        .collect();
+    let words: Vec<_> =
+        problems.iter().map(|problem| (problem.path.as_str(), problem.is_not_supported_yet())).collect();
     assert_eq!(words, [("specs", false), ("status", true)]);
 }
 
@@ -200,9 +176,5 @@ fn a_hostile_object_costs_a_bounded_number_of_short_problems() {
     let spec: Map<String, Value> = (0..1_000).map(|number| (format!("{number}{name}"), json!(1))).collect();
     let problems = check_spec(Kind::MeshConfig, Value::Object(spec));
     assert_eq!(problems.len(), MOST_PROBLEMS);
-    assert!(
-        problems
-            .iter()
-            .all(|problem| problem.len() < 3_000 && !problem.contains('\u{1b}'))
-    );
+    assert!(problems.iter().all(|problem| problem.len() < 3_000 && !problem.contains('\u{1b}')));
 }

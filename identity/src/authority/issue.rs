@@ -44,9 +44,7 @@ pub(super) fn issue(
     let not_before = now.saturating_sub(BACKDATING).max(issuer.not_before());
     let not_after = now.saturating_add(ttl.as_secs()).min(issuer.not_after());
     let params = leaf_params(id, &dns_name, not_before, not_after).map_err(Box::new)?;
-    let leaf = issuer
-        .sign(&params, &public_key)
-        .map_err(|error| IssueError::Certificate(error.to_string()))?;
+    let leaf = issuer.sign(&params, &public_key).map_err(|error| IssueError::Certificate(error.to_string()))?;
     let chain = vec![leaf, issuer.certificate().clone()];
     let serial = check_own_output(authority, &chain, spki_der, id, &dns_name, now)?;
     Ok(Issued {
@@ -127,10 +125,7 @@ const BACKDATING: u64 = 600;
 fn check_id(authority: &CertificateAuthority, id: &SpiffeId) -> Result<String, IssueError> {
     if id.trust_domain() != authority.trust_domain() {
         let trust_domain = authority.trust_domain().clone();
-        return Err(IssueError::ForeignTrustDomain {
-            id: id.clone(),
-            trust_domain,
-        });
+        return Err(IssueError::ForeignTrustDomain { id: id.clone(), trust_domain });
     }
     let (Some(namespace), Some(service_account)) = (id.namespace(), id.service_account()) else {
         return Err(IssueError::NotAWorkload(id.clone()));
@@ -146,11 +141,7 @@ fn check_ttl(authority: &CertificateAuthority, ttl: Duration) -> Result<(), Issu
     let limits = authority.limits();
     // A life below a second would end before it is handed out: certificates know whole seconds.
     if ttl < limits.shortest.max(Duration::from_secs(1)) || ttl > limits.longest {
-        return Err(IssueError::Ttl {
-            asked: ttl,
-            shortest: limits.shortest,
-            longest: limits.longest,
-        });
+        return Err(IssueError::Ttl { asked: ttl, shortest: limits.shortest, longest: limits.longest });
     }
     Ok(())
 }
@@ -196,15 +187,10 @@ fn check_own_output(
         let as_asked = found == *id
             && facts.dns_names == [dns_name]
             && facts.spki == spki_der
-            && facts
-                .key_usage
-                .is_some_and(|usage| usage.only(KeyUsage::DIGITAL_SIGNATURE))
+            && facts.key_usage.is_some_and(|usage| usage.only(KeyUsage::DIGITAL_SIGNATURE))
             && facts.extended_key_usage.is_some();
         if !as_asked {
-            return Err(VerifyError::new(
-                VerifyCause::WrongIdentity,
-                "it does not say what was asked for",
-            ));
+            return Err(VerifyError::new(VerifyCause::WrongIdentity, "it does not say what was asked for"));
         }
         let serial = facts.serial.clone();
         verify_with_bundle(chain, facts, found, &authority.bundle, now)?;

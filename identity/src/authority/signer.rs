@@ -53,10 +53,7 @@ impl Signer {
         let not_after = now.saturating_add(life.as_secs()).min(self.not_after());
         let mut params = issuer_params("issuer", trust_domain, &key, 0, not_before, not_after)?;
         params.use_authority_key_identifier_extension = true;
-        let made = Self::new(
-            params.signed_by(&key, &self.issuer).map_err(certificate_error)?.into(),
-            key,
-        )?;
+        let made = Self::new(params.signed_by(&key, &self.issuer).map_err(certificate_error)?.into(), key)?;
         made.check_issued_by(self)?;
         Ok(made)
     }
@@ -68,10 +65,7 @@ impl Signer {
             .map_err(|error| AuthorityError::Certificate(format!("not readable as PEM: {error}")))?;
         match <[CertificateDer<'static>; 1]>::try_from(certificates) {
             Ok([certificate]) => Self::new(certificate, key),
-            Err(found) => Err(AuthorityError::Certificate(format!(
-                "{} certificates found: expected one",
-                found.len()
-            ))),
+            Err(found) => Err(AuthorityError::Certificate(format!("{} certificates found: expected one", found.len()))),
         }
     }
 
@@ -118,17 +112,11 @@ impl Signer {
     /// That `self` bears the name and a good signature of `root`.
     pub(super) fn check_issued_by(&self, root: &Self) -> Result<(), VerifyError> {
         if self.facts.issuer != root.subject {
-            let detail = format!(
-                "the intermediate was issued by {}, the root is {}",
-                self.facts.issuer, root.subject
-            );
+            let detail = format!("the intermediate was issued by {}, the root is {}", self.facts.issuer, root.subject);
             return Err(VerifyError::new(VerifyCause::UnknownAuthority, detail));
         }
         if !x509::is_signed_by(&self.certificate, &root.certificate) {
-            return Err(VerifyError::new(
-                VerifyCause::BadSignature,
-                "the intermediate was not signed by the root",
-            ));
+            return Err(VerifyError::new(VerifyCause::BadSignature, "the intermediate was not signed by the root"));
         }
         Ok(())
     }
@@ -136,18 +124,11 @@ impl Signer {
     fn new(certificate: CertificateDer<'static>, key: KeyPair) -> Result<Self, AuthorityError> {
         let facts = x509::parse(&certificate)?;
         if facts.spki != key.spki_der() {
-            return Err(AuthorityError::Certificate(
-                "the certificate belongs to another private key".to_owned(),
-            ));
+            return Err(AuthorityError::Certificate("the certificate belongs to another private key".to_owned()));
         }
         let subject = x509::subject(&certificate)?;
         let issuer = rcgen::Issuer::from_ca_cert_der(&certificate, key).map_err(certificate_error)?;
-        Ok(Self {
-            issuer,
-            certificate,
-            facts,
-            subject,
-        })
+        Ok(Self { issuer, certificate, facts, subject })
     }
 }
 
@@ -186,15 +167,10 @@ fn issuer_params(
 ) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
     // Names differ by key: two issuers of one name make a verifier try both, and tell a worse error.
-    let fingerprint = x509::hex(&x509::sha256(&key.spki_der()))
-        .chars()
-        .take(16)
-        .collect::<String>();
+    let fingerprint = x509::hex(&x509::sha256(&key.spki_der())).chars().take(16).collect::<String>();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
-    params
-        .distinguished_name
-        .push(DnType::CommonName, format!("Byrnie {kind} {fingerprint}"));
+    params.distinguished_name.push(DnType::CommonName, format!("Byrnie {kind} {fingerprint}"));
     params.serial_number = Some(random_serial()?);
     params.not_before = calendar(not_before)?;
     params.not_after = calendar(not_after)?;

@@ -16,11 +16,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn authority() -> (CertificateAuthority, Clock, ManualClock) {
     let (clock, hand) = Clock::manual(start());
-    (
-        CertificateAuthority::create(trust_domain(TRUST_DOMAIN), &clock).unwrap(),
-        clock,
-        hand,
-    )
+    (CertificateAuthority::create(trust_domain(TRUST_DOMAIN), &clock).unwrap(), clock, hand)
 }
 
 fn web() -> SpiffeId {
@@ -28,9 +24,7 @@ fn web() -> SpiffeId {
 }
 
 fn issue(authority: &CertificateAuthority) -> Issued {
-    authority
-        .issue(&KeyPair::generate().unwrap().spki_der(), &web(), DAY)
-        .unwrap()
+    authority.issue(&KeyPair::generate().unwrap().spki_der(), &web(), DAY).unwrap()
 }
 
 #[test]
@@ -42,50 +36,30 @@ fn what_is_issued_verifies_and_says_exactly_what_an_svid_must() {
     let verifier = SvidVerifier::new(TrustBundles::from(authority.bundle()).shared(), clock);
     let peer = verifier.verify(&issued.chain).unwrap();
     assert_eq!((peer.id(), peer.serial()), (&web(), issued.serial.as_str()));
-    assert_eq!(
-        (peer.not_before(), peer.not_after()),
-        (issued.not_before, issued.not_after)
-    );
+    assert_eq!((peer.not_before(), peer.not_after()), (issued.not_before, issued.not_after));
     assert_eq!(issued.not_before, start() - Duration::from_secs(600));
     assert_eq!(issued.not_after, start() + DAY);
 
     let leaf = crate::x509::parse(&issued.chain[0]).unwrap();
     assert_eq!(leaf.uris, [web().as_str()]);
     assert_eq!(leaf.dns_names, ["web.shop.cluster.local"]);
-    assert_eq!(
-        leaf.basic_constraints,
-        Some(BasicConstraints {
-            ca: false,
-            path_length: None
-        })
-    );
+    assert_eq!(leaf.basic_constraints, Some(BasicConstraints { ca: false, path_length: None }));
     let usage = leaf.key_usage.unwrap();
     assert!(usage.critical && usage.has(KeyUsage::DIGITAL_SIGNATURE) && usage.only(KeyUsage::DIGITAL_SIGNATURE));
-    assert!(
-        leaf.extended_key_usage
-            .is_some_and(|usage| usage.server && usage.client)
-    );
+    assert!(leaf.extended_key_usage.is_some_and(|usage| usage.server && usage.client));
     assert_eq!(leaf.spki, spki);
     assert_eq!(leaf.issuer, issued.issuer);
 
     let svid = Svid::new(issued.chain, key).unwrap();
-    assert_eq!(
-        (svid.serial(), svid.issuer()),
-        (issued.serial.as_str(), issued.issuer.as_str())
-    );
-    assert_eq!(
-        (svid.not_before(), svid.not_after()),
-        (issued.not_before, issued.not_after)
-    );
+    assert_eq!((svid.serial(), svid.issuer()), (issued.serial.as_str(), issued.issuer.as_str()));
+    assert_eq!((svid.not_before(), svid.not_after()), (issued.not_before, issued.not_after));
 }
 
 #[test]
 fn every_certificate_has_a_serial_number_of_its_own() {
     let (authority, ..) = authority();
     let spki = KeyPair::generate().unwrap().spki_der();
-    let serials: BTreeSet<_> = (0..50)
-        .map(|_| authority.issue(&spki, &web(), DAY).unwrap().serial)
-        .collect();
+    let serials: BTreeSet<_> = (0..50).map(|_| authority.issue(&spki, &web(), DAY).unwrap().serial).collect();
     assert_eq!(serials.len(), 50);
     assert!(serials.iter().all(|serial| serial.len() == 32));
 }
@@ -138,13 +112,7 @@ fn only_a_p256_key_on_the_curve_that_is_not_the_issuers_is_certified() {
     off_curve[40] ^= 1;
     let issuers_own = authority.issuing.load().spki().to_vec();
     let trailing = [&good[..], &[0]].concat();
-    for bad in [
-        rcgen::PublicKeyData::subject_public_key_info(&p384),
-        off_curve,
-        issuers_own,
-        trailing,
-        Vec::new(),
-    ] {
+    for bad in [rcgen::PublicKeyData::subject_public_key_info(&p384), off_curve, issuers_own, trailing, Vec::new()] {
         assert!(matches!(authority.issue(&bad, &web(), DAY), Err(IssueError::PublicKey)));
     }
 }
@@ -157,13 +125,7 @@ fn the_intermediate_outlives_the_longest_leaf_twice_and_is_replaced_before_it_wo
     let intermediate = crate::x509::parse(&first.chain[1]).unwrap();
     assert_eq!(system_time(intermediate.not_after), start() + 2 * longest);
     assert!(system_time(intermediate.not_before) <= first.not_before);
-    assert_eq!(
-        intermediate.basic_constraints,
-        Some(BasicConstraints {
-            ca: true,
-            path_length: Some(0)
-        })
-    );
+    assert_eq!(intermediate.basic_constraints, Some(BasicConstraints { ca: true, path_length: Some(0) }));
 
     hand.advance(longest);
     assert!(!authority.maintain().unwrap());
@@ -199,18 +161,12 @@ fn nothing_outlives_the_root_and_nothing_is_issued_after_it() {
     hand.advance(to_end - Duration::from_secs(3600));
     let last = issue(&authority);
     assert_eq!(last.not_after, root_end);
-    assert_eq!(
-        system_time(crate::x509::parse(&last.chain[1]).unwrap().not_after),
-        root_end
-    );
+    assert_eq!(system_time(crate::x509::parse(&last.chain[1]).unwrap().not_after), root_end);
     // It ends with the root: making another would not help, and is not tried for every request.
     assert!(!authority.maintain().unwrap());
     hand.advance(Duration::from_secs(3601));
     let spki = KeyPair::generate().unwrap().spki_der();
-    assert!(matches!(
-        authority.issue(&spki, &web(), DAY),
-        Err(IssueError::IssuerNotValid { .. })
-    ));
+    assert!(matches!(authority.issue(&spki, &web(), DAY), Err(IssueError::IssuerNotValid { .. })));
 }
 
 #[test]
@@ -264,10 +220,7 @@ fn longer_limits_at_the_next_start_bring_a_longer_intermediate() {
     let open = |limits| {
         CertificateAuthority::open_or_create_with(dir.path(), trust_domain(TRUST_DOMAIN), &clock, limits).unwrap()
     };
-    let short = IssueLimits {
-        shortest: Duration::from_secs(60),
-        longest: Duration::from_secs(3600),
-    };
+    let short = IssueLimits { shortest: Duration::from_secs(60), longest: Duration::from_secs(3600) };
     drop(open(short));
     let long = open(IssueLimits::default());
     let spki = KeyPair::generate().unwrap().spki_der();
@@ -303,10 +256,7 @@ fn a_damaged_file_is_named_and_never_replaced(#[case] name: &str, #[case] conten
     // In place, so that the mode stays.
     fs::write(dir.path().join(name), &content).unwrap();
     let error = open(dir.path()).unwrap_err().to_string();
-    assert!(
-        error.contains(dir.path().to_str().unwrap()) && error.contains(".pem"),
-        "{error}"
-    );
+    assert!(error.contains(dir.path().to_str().unwrap()) && error.contains(".pem"), "{error}");
     assert_eq!(fs::read_to_string(dir.path().join(name)).unwrap(), content);
 }
 
@@ -358,10 +308,7 @@ fn an_intermediate_that_can_not_be_written_stops_nobody() {
     assert_eq!(issue(&authority).not_after, start() + 2 * authority.limits().longest);
     hand.advance(Duration::from_secs(100));
     let spki = KeyPair::generate().unwrap().spki_der();
-    assert!(matches!(
-        authority.issue(&spki, &web(), DAY),
-        Err(IssueError::IssuerNotValid { .. })
-    ));
+    assert!(matches!(authority.issue(&spki, &web(), DAY), Err(IssueError::IssuerNotValid { .. })));
 }
 
 #[test]
@@ -370,8 +317,5 @@ fn no_key_shows_in_what_is_printed() {
     let (clock, _hand) = Clock::manual(system_time(NOW));
     let authority = CertificateAuthority::open_or_create(dir.path(), trust_domain(TRUST_DOMAIN), &clock).unwrap();
     let shown = format!("{authority:?}");
-    assert!(
-        shown.contains("cluster.local") && !shown.contains("PRIVATE") && shown.len() < 300,
-        "{shown}"
-    );
+    assert!(shown.contains("cluster.local") && !shown.contains("PRIVATE") && shown.len() < 300, "{shown}");
 }

@@ -26,20 +26,13 @@ impl Mesh {
         let limits = IssueLimits::default();
         let authority = CertificateAuthority::create_with(trust_domain(TRUST_DOMAIN), &clock, limits).unwrap();
         let verifier = SvidVerifier::new(TrustBundles::from(authority.bundle()).shared(), clock);
-        Self {
-            authority,
-            verifier,
-            hand,
-        }
+        Self { authority, verifier, hand }
     }
 
     fn svid(&self, namespace: &str, service_account: &str) -> Svid {
         let id = SpiffeId::workload(self.authority.trust_domain(), namespace, service_account).unwrap();
         let key = KeyPair::generate().unwrap();
-        let issued = self
-            .authority
-            .issue(&key.spki_der(), &id, Duration::from_secs(DAY as u64))
-            .unwrap();
+        let issued = self.authority.issue(&key.spki_der(), &id, Duration::from_secs(DAY as u64)).unwrap();
         Svid::new(issued.chain, key).unwrap()
     }
 
@@ -111,10 +104,7 @@ fn two_proxies_know_each_other_after_one_handshake() {
     assert_eq!(client.alpn_protocol(), Some(ALPN_TUNNEL));
     assert_eq!(server.server_name(), None);
     let facts = TlsFacts::of(&client).unwrap();
-    assert_eq!(
-        (facts.version, facts.key_exchange.as_str()),
-        ("TLSv1.3", "X25519MLKEM768")
-    );
+    assert_eq!((facts.version, facts.key_exchange.as_str()), ("TLSv1.3", "X25519MLKEM768"));
     assert!(facts.cipher == "TLS13_AES_128_GCM_SHA256" || facts.cipher == "TLS13_CHACHA20_POLY1305_SHA256");
     assert_eq!(TlsFacts::of(&server).unwrap(), facts);
 }
@@ -125,10 +115,7 @@ fn there_are_no_facts_before_the_handshake_is_through() {
     let config = mesh.client(&mesh.svid("shop", "web"));
     let client = ClientConnection::new(config, ServerName::try_from("x.invalid").unwrap()).unwrap();
     assert_eq!(TlsFacts::of(&client), None);
-    assert_eq!(
-        peer_identity(&client, &mesh.verifier).unwrap_err().cause,
-        VerifyCause::NoCertificate
-    );
+    assert_eq!(peer_identity(&client, &mesh.verifier).unwrap_err().cause, VerifyCause::NoCertificate);
 }
 
 #[test]
@@ -177,10 +164,7 @@ fn federated_trust_domains_meet_when_each_has_the_others_bundle() {
     let client = client_config(Some(&ours), &verifier, ALPN_TUNNEL).unwrap();
     let server = server_config(&theirs, &verifier, ALPN_TUNNEL, ClientAuth::Required).unwrap();
     let (client, _) = shake(&client, &server, "x").unwrap();
-    assert_eq!(
-        peer_identity(&client, &verifier).unwrap().id().trust_domain().as_str(),
-        "other.example"
-    );
+    assert_eq!(peer_identity(&client, &verifier).unwrap().id().trust_domain().as_str(), "other.example");
 }
 
 #[test]
@@ -195,22 +179,13 @@ fn a_client_without_a_certificate_gets_in_only_where_that_is_allowed() {
 
     let optional = server_config(&server, &mesh.verifier, ALPN_H2, ClientAuth::Optional).unwrap();
     let (client, at_server) = shake(&anonymous, &optional, "x").unwrap();
-    assert_eq!(
-        peer_identity(&at_server, &mesh.verifier).unwrap_err().cause,
-        VerifyCause::NoCertificate
-    );
+    assert_eq!(peer_identity(&at_server, &mesh.verifier).unwrap_err().cause, VerifyCause::NoCertificate);
     let control_plane = crate::control_plane_id(mesh.authority.trust_domain());
-    peer_identity(&client, &mesh.verifier)
-        .unwrap()
-        .expect(&control_plane)
-        .unwrap();
+    peer_identity(&client, &mesh.verifier).unwrap().expect(&control_plane).unwrap();
     // Optional is not "whatever": a bad certificate is worse than none.
     let stranger = svid(Recipe::good().make());
     let pretender = client_config(Some(&stranger), &mesh.verifier, ALPN_H2).unwrap();
-    assert_eq!(
-        shake(&pretender, &optional, "x").unwrap_err().cause(),
-        Some(VerifyCause::UnknownAuthority)
-    );
+    assert_eq!(shake(&pretender, &optional, "x").unwrap_err().cause(), Some(VerifyCause::UnknownAuthority));
 }
 
 #[test]
@@ -253,11 +228,7 @@ fn a_peer_that_would_resume_gets_a_full_handshake_all_the_same() {
     let (eager_client, eager_server) = (Arc::new(eager_client), Arc::new(eager_server));
     let second = |client: &Arc<ClientConfig>, server: &Arc<ServerConfig>| {
         shake(client, server, "same.invalid").unwrap();
-        shake(client, server, "same.invalid")
-            .unwrap()
-            .0
-            .handshake_kind()
-            .unwrap()
+        shake(client, server, "same.invalid").unwrap().0.handshake_kind().unwrap()
     };
     assert_eq!(second(&eager_client, &mesh.server(&orders)), HandshakeKind::Full);
     assert_eq!(second(&mesh.client(&web), &eager_server), HandshakeKind::Full);
@@ -276,10 +247,7 @@ fn tls_1_2_is_refused_inside_the_mesh() {
     let mesh = Mesh::new();
     let (web, orders) = (mesh.svid("shop", "web"), mesh.svid("shop", "orders"));
     let old_client = Arc::new(client(Some(&web), &mesh.verifier, NameRule::Ignored, &[&TLS12]).unwrap());
-    assert!(matches!(
-        shake(&old_client, &mesh.server(&orders), "x"),
-        Err(Failure::AtServer(_))
-    ));
+    assert!(matches!(shake(&old_client, &mesh.server(&orders), "x"), Err(Failure::AtServer(_))));
     let old_server = Arc::new(server(&orders, &mesh.verifier, ClientAuth::Required, &[&TLS12]).unwrap());
     assert!(shake(&mesh.client(&web), &old_server, "x").is_err());
 }
@@ -290,10 +258,7 @@ fn another_protocol_is_refused_and_none_is_seen() {
     let (web, orders) = (mesh.svid("shop", "web"), mesh.svid("shop", "orders"));
     let http = client_config(Some(&web), &mesh.verifier, ALPN_H2).unwrap();
     let refused = shake(&http, &mesh.server(&orders), "x").unwrap_err();
-    assert!(
-        matches!(refused, Failure::AtServer(rustls::Error::NoApplicationProtocol)),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Failure::AtServer(rustls::Error::NoApplicationProtocol)), "{refused:?}");
     let silent = client_config(Some(&web), &mesh.verifier, b"").unwrap();
     let (_, server) = shake(&silent, &mesh.server(&orders), "x").unwrap();
     assert_eq!(server.alpn_protocol(), None);
@@ -348,14 +313,8 @@ fn a_new_bundle_holds_for_the_next_handshake_without_a_new_configuration() {
     let other = Recipe::good().make();
     let bundle = TrustBundle::new(trust_domain(TRUST_DOMAIN), 2, vec![other.root]).unwrap();
     mesh.verifier.bundles().store(Arc::new(bundle.into()));
-    assert_eq!(
-        shake(&client, &server, "x").unwrap_err().cause(),
-        Some(VerifyCause::UnknownAuthority)
-    );
-    assert_eq!(
-        peer_identity(&at_server, &mesh.verifier).unwrap_err().cause,
-        VerifyCause::UnknownAuthority
-    );
+    assert_eq!(shake(&client, &server, "x").unwrap_err().cause(), Some(VerifyCause::UnknownAuthority));
+    assert_eq!(peer_identity(&at_server, &mesh.verifier).unwrap_err().cause, VerifyCause::UnknownAuthority);
 }
 
 #[test]
@@ -373,10 +332,7 @@ fn a_chain_that_is_about_to_begin_is_refused_until_then() {
     let (verifier, hand) = verifier([TrustBundle::new(trust_domain(TRUST_DOMAIN), 1, roots).unwrap()]);
     let client = client_config(Some(&svid(early)), &verifier, ALPN_TUNNEL).unwrap();
     let server = server_config(&svid(other), &verifier, ALPN_TUNNEL, ClientAuth::Required).unwrap();
-    assert_eq!(
-        shake(&client, &server, "x").unwrap_err().cause(),
-        Some(VerifyCause::NotYetValid)
-    );
+    assert_eq!(shake(&client, &server, "x").unwrap_err().cause(), Some(VerifyCause::NotYetValid));
     hand.advance(Duration::from_secs(60));
     shake(&client, &server, "x").unwrap();
 }

@@ -135,23 +135,18 @@ fn verify(
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
 ) -> Result<PeerIdentity, Error> {
-    let chain: Vec<CertificateDer<'_>> = std::iter::once(end_entity)
-        .chain(intermediates)
-        .map(|der| CertificateDer::from(der.as_ref()))
-        .collect();
+    let chain: Vec<CertificateDer<'_>> =
+        std::iter::once(end_entity).chain(intermediates).map(|der| CertificateDer::from(der.as_ref())).collect();
     verifier.verify(&chain).map_err(refused)
 }
 
 fn check_name(end_entity: &CertificateDer<'_>, server_name: &ServerName<'_>) -> Result<(), VerifyError> {
-    EndEntityCert::try_from(end_entity)
-        .and_then(|leaf| leaf.verify_is_valid_for_subject_name(server_name))
-        .map_err(|_| {
-            let detail = format!(
-                "the server's certificate does not bear the name {}",
-                server_name.to_str()
-            );
+    EndEntityCert::try_from(end_entity).and_then(|leaf| leaf.verify_is_valid_for_subject_name(server_name)).map_err(
+        |_| {
+            let detail = format!("the server's certificate does not bear the name {}", server_name.to_str());
             VerifyError::new(VerifyCause::WrongName, detail)
-        })
+        },
+    )
 }
 
 fn refused(error: VerifyError) -> Error {

@@ -16,10 +16,7 @@ pub struct VerifyError {
 impl VerifyError {
     /// A refusal for `cause`.
     pub fn new(cause: VerifyCause, detail: impl Into<String>) -> Self {
-        Self {
-            cause,
-            detail: detail.into(),
-        }
+        Self { cause, detail: detail.into() }
     }
 }
 

@@ -23,34 +23,19 @@ pub(crate) static HANDSHAKE_ALGORITHMS: WebPkiSupportedAlgorithms = WebPkiSuppor
         (SignatureScheme::ECDSA_NISTP256_SHA256, &[algorithms::ECDSA_P256_SHA256]),
         (SignatureScheme::ECDSA_NISTP384_SHA384, &[algorithms::ECDSA_P384_SHA384]),
         (SignatureScheme::ED25519, &[algorithms::ED25519]),
-        (
-            SignatureScheme::RSA_PSS_SHA256,
-            &[algorithms::RSA_PSS_2048_8192_SHA256_LEGACY_KEY],
-        ),
-        (
-            SignatureScheme::RSA_PSS_SHA384,
-            &[algorithms::RSA_PSS_2048_8192_SHA384_LEGACY_KEY],
-        ),
-        (
-            SignatureScheme::RSA_PSS_SHA512,
-            &[algorithms::RSA_PSS_2048_8192_SHA512_LEGACY_KEY],
-        ),
+        (SignatureScheme::RSA_PSS_SHA256, &[algorithms::RSA_PSS_2048_8192_SHA256_LEGACY_KEY]),
+        (SignatureScheme::RSA_PSS_SHA384, &[algorithms::RSA_PSS_2048_8192_SHA384_LEGACY_KEY]),
+        (SignatureScheme::RSA_PSS_SHA512, &[algorithms::RSA_PSS_2048_8192_SHA512_LEGACY_KEY]),
     ],
 };
 
 /// Refuses what no chain is, before anything is hashed or parsed.
 pub(super) fn check_size(chain: &[CertificateDer<'_>]) -> Result<(), VerifyError> {
     if chain.is_empty() {
-        return Err(VerifyError::new(
-            VerifyCause::NoCertificate,
-            "the peer sent no certificate",
-        ));
+        return Err(VerifyError::new(VerifyCause::NoCertificate, "the peer sent no certificate"));
     }
     if chain.len() > MAX_CHAIN {
-        let detail = format!(
-            "the chain has {} certificates: expected at most {MAX_CHAIN}",
-            chain.len()
-        );
+        let detail = format!("the chain has {} certificates: expected at most {MAX_CHAIN}", chain.len());
         return Err(VerifyError::new(VerifyCause::ChainTooLong, detail));
     }
     Ok(())
@@ -74,10 +59,7 @@ pub(crate) fn verify(
     now: u64,
 ) -> Result<PeerIdentity, VerifyError> {
     let [leaf_der, issuers_der @ ..] = chain else {
-        return Err(VerifyError::new(
-            VerifyCause::NoCertificate,
-            "the peer sent no certificate",
-        ));
+        return Err(VerifyError::new(VerifyCause::NoCertificate, "the peer sent no certificate"));
     };
     if bundle.trust_domain() != id.trust_domain() {
         let detail = format!("{id} can't be judged by the trust bundle of {}", bundle.trust_domain());
@@ -86,11 +68,7 @@ pub(crate) fn verify(
     let mut issuers = Vec::with_capacity(issuers_der.len());
     for (index, der) in issuers_der.iter().enumerate() {
         let facts = x509::parse(der)?;
-        rules::check_issuer(
-            &facts,
-            &format!("certificate {} of the chain", index + 2),
-            id.trust_domain(),
-        )?;
+        rules::check_issuer(&facts, &format!("certificate {} of the chain", index + 2), id.trust_domain())?;
         issuers.push(facts);
     }
     check_facts_window(&leaf, now, "the leaf")?;
@@ -143,10 +121,7 @@ fn find_path<'p>(
 ) -> Result<(VerifiedPath<'p>, &'p Facts), VerifyError> {
     let mut refusal = VerifyError::new(
         VerifyCause::UnknownAuthority,
-        format!(
-            "the chain leads to no root in the trust bundle of {}",
-            bundle.trust_domain()
-        ),
+        format!("the chain leads to no root in the trust bundle of {}", bundle.trust_domain()),
     );
     let roots = bundle.anchors().iter().zip(bundle.facts());
     for (anchor, root) in roots {
@@ -184,47 +159,30 @@ fn from_webpki(error: &webpki::Error) -> VerifyError {
     let (cause, detail) = match error {
         Error::CertExpired { time, not_after } => (
             VerifyCause::Expired,
-            format!(
-                "an issuer expired at {}; it is {}",
-                rfc3339(not_after.as_secs()),
-                rfc3339(time.as_secs())
-            ),
+            format!("an issuer expired at {}; it is {}", rfc3339(not_after.as_secs()), rfc3339(time.as_secs())),
         ),
         Error::CertNotValidYet { time, not_before } => (
             VerifyCause::NotYetValid,
-            format!(
-                "an issuer is valid from {}; it is {}",
-                rfc3339(not_before.as_secs()),
-                rfc3339(time.as_secs())
-            ),
+            format!("an issuer is valid from {}; it is {}", rfc3339(not_before.as_secs()), rfc3339(time.as_secs())),
         ),
         Error::UnknownIssuer => (VerifyCause::UnknownAuthority, "the chain leads to no root".to_owned()),
-        Error::InvalidSignatureForPublicKey => (
-            VerifyCause::BadSignature,
-            "a certificate was not signed by its issuer".to_owned(),
-        ),
-        Error::PathLenConstraintViolated => (
-            VerifyCause::PathLength,
-            "more issuers than one of them allows below it".to_owned(),
-        ),
+        Error::InvalidSignatureForPublicKey => {
+            (VerifyCause::BadSignature, "a certificate was not signed by its issuer".to_owned())
+        }
+        Error::PathLenConstraintViolated => {
+            (VerifyCause::PathLength, "more issuers than one of them allows below it".to_owned())
+        }
         Error::CaUsedAsEndEntity => (VerifyCause::NotALeaf, "the leaf is a certificate authority".to_owned()),
-        Error::EndEntityUsedAsCa => (
-            VerifyCause::NotAnIssuer,
-            "an issuer is no certificate authority".to_owned(),
-        ),
-        Error::NameConstraintViolation => (
-            VerifyCause::NameConstraints,
-            "a name is outside of an issuer's name constraints".to_owned(),
-        ),
+        Error::EndEntityUsedAsCa => (VerifyCause::NotAnIssuer, "an issuer is no certificate authority".to_owned()),
+        Error::NameConstraintViolation => {
+            (VerifyCause::NameConstraints, "a name is outside of an issuer's name constraints".to_owned())
+        }
         Error::RequiredEkuNotFoundContext(_) | Error::EmptyEkuExtension => {
             (VerifyCause::ExtendedKeyUsage, error.to_string())
         }
         Error::UnsupportedCriticalExtension => (VerifyCause::CriticalExtension, error.to_string()),
         Error::UnsupportedSignatureAlgorithmContext(_) | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
-            (
-                VerifyCause::UnsupportedAlgorithm,
-                "a certificate is signed in a way that is not taken here".to_owned(),
-            )
+            (VerifyCause::UnsupportedAlgorithm, "a certificate is signed in a way that is not taken here".to_owned())
         }
         _ => (VerifyCause::Malformed, error.to_string()),
     };

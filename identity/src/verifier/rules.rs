@@ -9,10 +9,7 @@ pub(crate) fn check_leaf(leaf: &Facts) -> Result<SpiffeId, VerifyError> {
     let uri = match leaf.uris.as_slice() {
         [uri] => uri,
         [] => {
-            return refuse(
-                VerifyCause::NoUriSan,
-                "the leaf names no URI: expected one, its SPIFFE ID",
-            );
+            return refuse(VerifyCause::NoUriSan, "the leaf names no URI: expected one, its SPIFFE ID");
         }
         uris => {
             let detail = format!("the leaf names {} URIs: expected one, its SPIFFE ID", uris.len());
@@ -24,10 +21,7 @@ pub(crate) fn check_leaf(leaf: &Facts) -> Result<SpiffeId, VerifyError> {
         VerifyError::new(VerifyCause::BadSpiffeId, format!("the leaf's URI {shown:?}: {error}"))
     })?;
     if id.path().is_empty() {
-        return refuse(
-            VerifyCause::BadSpiffeId,
-            format!("the leaf's ID {id} names a trust domain and no workload"),
-        );
+        return refuse(VerifyCause::BadSpiffeId, format!("the leaf's ID {id} names a trust domain and no workload"));
     }
     check_leaf_constraints(leaf)?;
     check_extended_key_usage(leaf, "the leaf")?;
@@ -39,34 +33,22 @@ pub(crate) fn check_issuer(issuer: &Facts, what: &str, trust_domain: &TrustDomai
     match issuer.basic_constraints {
         Some(constraints) if constraints.ca => {}
         Some(_) => {
-            return refuse(
-                VerifyCause::NotAnIssuer,
-                format!("{what} is no certificate authority (CA:FALSE)"),
-            );
+            return refuse(VerifyCause::NotAnIssuer, format!("{what} is no certificate authority (CA:FALSE)"));
         }
         None => {
-            return refuse(
-                VerifyCause::NotAnIssuer,
-                format!("{what} has no basicConstraints: expected CA:TRUE"),
-            );
+            return refuse(VerifyCause::NotAnIssuer, format!("{what} has no basicConstraints: expected CA:TRUE"));
         }
     }
     match issuer.key_usage {
         Some(usage) if !usage.has(KeyUsage::KEY_CERT_SIGN) => {
-            return refuse(
-                VerifyCause::NotAnIssuer,
-                format!("{what} may not sign certificates (keyUsage)"),
-            );
+            return refuse(VerifyCause::NotAnIssuer, format!("{what} may not sign certificates (keyUsage)"));
         }
         Some(usage) if !usage.critical => {
             return refuse(VerifyCause::KeyUsage, format!("the keyUsage of {what} is not critical"));
         }
         Some(_) => {}
         None => {
-            return refuse(
-                VerifyCause::NotAnIssuer,
-                format!("{what} has no keyUsage: expected keyCertSign"),
-            );
+            return refuse(VerifyCause::NotAnIssuer, format!("{what} has no keyUsage: expected keyCertSign"));
         }
     }
     check_issuer_id(issuer, what, trust_domain)?;
@@ -79,10 +61,7 @@ pub(crate) fn check_path_lengths<'a>(issuers: impl Iterator<Item = &'a Facts>) -
     for (below, issuer) in issuers.enumerate() {
         let allowed = issuer.basic_constraints.and_then(|constraints| constraints.path_length);
         if allowed.is_some_and(|allowed| below > allowed as usize) {
-            let detail = format!(
-                "{below} issuers stand below one that allows {}",
-                allowed.unwrap_or_default()
-            );
+            let detail = format!("{below} issuers stand below one that allows {}", allowed.unwrap_or_default());
             return refuse(VerifyCause::PathLength, detail);
         }
     }
@@ -96,17 +75,11 @@ fn check_leaf_constraints(leaf: &Facts) -> Result<(), VerifyError> {
         }
         Some(_) => {}
         None => {
-            return refuse(
-                VerifyCause::BasicConstraints,
-                "the leaf has no basicConstraints: expected CA:FALSE",
-            );
+            return refuse(VerifyCause::BasicConstraints, "the leaf has no basicConstraints: expected CA:FALSE");
         }
     }
     let Some(usage) = leaf.key_usage else {
-        return refuse(
-            VerifyCause::KeyUsage,
-            "the leaf has no keyUsage: expected digitalSignature",
-        );
+        return refuse(VerifyCause::KeyUsage, "the leaf has no keyUsage: expected digitalSignature");
     };
     if !usage.critical {
         return refuse(VerifyCause::KeyUsage, "the leaf's keyUsage is not critical");
@@ -117,10 +90,7 @@ fn check_leaf_constraints(leaf: &Facts) -> Result<(), VerifyError> {
     // Section 4.3 permits the two key-exchange usages in a leaf (SPIRE sets them), and nothing that issues.
     let permitted = KeyUsage::DIGITAL_SIGNATURE | KeyUsage::KEY_ENCIPHERMENT | KeyUsage::KEY_AGREEMENT;
     if !usage.only(permitted) {
-        return refuse(
-            VerifyCause::KeyUsage,
-            "the leaf's keyUsage permits more than a leaf may do",
-        );
+        return refuse(VerifyCause::KeyUsage, "the leaf's keyUsage permits more than a leaf may do");
     }
     Ok(())
 }
@@ -147,10 +117,7 @@ fn check_issuer_id(issuer: &Facts, what: &str, trust_domain: &TrustDomain) -> Re
             refuse(VerifyCause::IssuerSpiffeId, detail)
         }
         uris => {
-            let detail = format!(
-                "{what} bears {} URIs: expected at most spiffe://{trust_domain}",
-                uris.len()
-            );
+            let detail = format!("{what} bears {} URIs: expected at most spiffe://{trust_domain}", uris.len());
             refuse(VerifyCause::IssuerSpiffeId, detail)
         }
     }

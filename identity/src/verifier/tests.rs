@@ -37,10 +37,7 @@ fn a_good_chain_tells_who_the_peer_is_and_until_when() {
     assert_eq!(peer.not_before(), start() - Duration::from_secs(600));
     assert_eq!(peer.not_after(), start() + Duration::from_secs(DAY as u64));
     assert_eq!(peer.leaf_fingerprint(), crate::x509::sha256(&made.chain[0]));
-    assert_eq!(
-        made.bundle(TRUST_DOMAIN).authorities().collect::<Vec<_>>(),
-        [peer.authority()]
-    );
+    assert_eq!(made.bundle(TRUST_DOMAIN).authorities().collect::<Vec<_>>(), [peer.authority()]);
     assert_eq!(peer.serial(), crate::x509::parse(&made.chain[0]).unwrap().serial);
     assert!(!peer.serial().is_empty() && peer.serial().chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')));
 }
@@ -185,21 +182,11 @@ fn a_chain_may_bring_its_root_and_may_be_signed_by_the_root_itself() {
     made.chain.push(made.root.clone());
     verifier.verify(&made.chain).unwrap();
 
-    let (recipe, root_key, leaf_key) = (
-        Recipe::good(),
-        KeyPair::generate().unwrap(),
-        KeyPair::generate().unwrap(),
-    );
+    let (recipe, root_key, leaf_key) = (Recipe::good(), KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let root = recipe.root.self_signed(&root_key).unwrap();
-    let leaf = recipe
-        .leaf
-        .signed_by(&leaf_key, &Issuer::from_params(&recipe.root, &root_key))
-        .unwrap();
+    let leaf = recipe.leaf.signed_by(&leaf_key, &Issuer::from_params(&recipe.root, &root_key)).unwrap();
     let bundle = TrustBundle::new(trust_domain(TRUST_DOMAIN), 1, vec![root.into()]).unwrap();
-    crate::test_certificates::verifier([bundle])
-        .0
-        .verify(&[leaf.into()])
-        .unwrap();
+    crate::test_certificates::verifier([bundle]).0.verify(&[leaf.into()]).unwrap();
 }
 
 #[test]
@@ -210,10 +197,7 @@ fn a_second_intermediate_below_one_that_allows_none_is_refused() {
     let (second, key) = (ca("second"), KeyPair::generate().unwrap());
     let by_first = Issuer::from_params(&recipe.intermediate, &made.intermediate_key);
     let second_der = second.signed_by(&key, &by_first).unwrap();
-    let leaf = recipe
-        .leaf
-        .signed_by(&made.leaf_key, &Issuer::from_params(&second, &key))
-        .unwrap();
+    let leaf = recipe.leaf.signed_by(&made.leaf_key, &Issuer::from_params(&second, &key)).unwrap();
     let chain = [leaf.into(), second_der.into(), made.chain[1].clone()];
     let (verifier, _) = verifier([made.bundle(TRUST_DOMAIN)]);
     assert_eq!(cause(verifier.verify(&chain)), "path-length");
@@ -245,10 +229,7 @@ fn of_two_roots_with_one_name_the_right_one_is_found() {
     let (old, new) = (Recipe::good().make(), Recipe::good().make());
     let roots = vec![old.root.clone(), new.root.clone()];
     let (verifier, _) = verifier([TrustBundle::new(trust_domain(TRUST_DOMAIN), 2, roots).unwrap()]);
-    let (first, second) = (
-        verifier.verify(&old.chain).unwrap(),
-        verifier.verify(&new.chain).unwrap(),
-    );
+    let (first, second) = (verifier.verify(&old.chain).unwrap(), verifier.verify(&new.chain).unwrap());
     assert_ne!(first.authority(), second.authority());
 }
 
@@ -258,10 +239,7 @@ fn an_expired_root_beside_its_reissue_for_the_same_key_does_no_harm() {
     valid(&mut expired.root, -2 * DAY, -DAY);
     let key = KeyPair::generate().unwrap();
     let again = KeyPair::from_pem(&key.to_pem()).unwrap();
-    let (old, new) = (
-        expired.make_with_root_key(key),
-        Recipe::good().make_with_root_key(again),
-    );
+    let (old, new) = (expired.make_with_root_key(key), Recipe::good().make_with_root_key(again));
     let bundle = |roots| TrustBundle::new(trust_domain(TRUST_DOMAIN), 1, roots).unwrap();
     let (both, _) = verifier([bundle(vec![old.root.clone(), new.root.clone()])]);
     let peer = both.verify(&old.chain).unwrap();
@@ -280,16 +258,10 @@ fn validity_ends_with_its_last_second_also_for_a_chain_that_is_known() {
     verifier.check_still_valid(&peer).unwrap();
     hand.advance(Duration::from_secs(1));
     assert_eq!(cause(verifier.verify(&made.chain)), "expired");
-    assert_eq!(
-        verifier.check_still_valid(&peer).unwrap_err().cause,
-        VerifyCause::Expired
-    );
+    assert_eq!(verifier.check_still_valid(&peer).unwrap_err().cause, VerifyCause::Expired);
     hand.step_wall(-3 * DAY);
     assert_eq!(cause(verifier.verify(&made.chain)), "not-yet-valid");
-    assert_eq!(
-        verifier.check_still_valid(&peer).unwrap_err().cause,
-        VerifyCause::NotYetValid
-    );
+    assert_eq!(verifier.check_still_valid(&peer).unwrap_err().cause, VerifyCause::NotYetValid);
 }
 
 #[test]
@@ -306,17 +278,11 @@ fn a_known_chain_is_judged_anew_when_its_bundle_changes() {
 
     replace(other.bundle(TRUST_DOMAIN).into());
     assert_eq!(cause(verifier.verify(&made.chain)), "bad-signature");
-    assert_eq!(
-        verifier.check_still_valid(&peer).unwrap_err().cause,
-        VerifyCause::UnknownAuthority
-    );
+    assert_eq!(verifier.check_still_valid(&peer).unwrap_err().cause, VerifyCause::UnknownAuthority);
 
     replace(TrustBundles::default());
     assert_eq!(cause(verifier.verify(&made.chain)), "unknown-trust-domain");
-    assert_eq!(
-        verifier.check_still_valid(&peer).unwrap_err().cause,
-        VerifyCause::UnknownTrustDomain
-    );
+    assert_eq!(verifier.check_still_valid(&peer).unwrap_err().cause, VerifyCause::UnknownTrustDomain);
 }
 
 #[test]
@@ -346,10 +312,7 @@ fn a_peer_is_checked_against_who_was_expected() {
     let orders: SpiffeId = "spiffe://cluster.local/ns/shop/sa/orders".parse().unwrap();
     let error = peer.expect(&orders).unwrap_err();
     assert_eq!(error.cause, VerifyCause::WrongIdentity);
-    assert!(
-        error.detail.contains("sa/orders") && error.detail.contains("sa/web"),
-        "{error}"
-    );
+    assert!(error.detail.contains("sa/orders") && error.detail.contains("sa/web"), "{error}");
 }
 
 #[test]
@@ -360,54 +323,29 @@ fn a_signature_outside_of_a_handshake_is_checked_with_the_leaf() {
     let scheme = u16::from(KeyPair::SCHEME);
     verify_signature(leaf, scheme, b"message", &signature).unwrap();
     let cause = |result: Result<(), VerifyError>| result.unwrap_err().cause.as_str();
-    assert_eq!(
-        cause(verify_signature(leaf, scheme, b"messagf", &signature)),
-        "bad-signature"
-    );
+    assert_eq!(cause(verify_signature(leaf, scheme, b"messagf", &signature)), "bad-signature");
     assert_eq!(cause(verify_signature(leaf, scheme, b"message", &[])), "bad-signature");
-    assert_eq!(
-        cause(verify_signature(&made.chain[1], scheme, b"message", &signature)),
-        "bad-signature"
-    );
-    assert_eq!(
-        cause(verify_signature(leaf, 0x0503, b"message", &signature)),
-        "bad-signature"
-    );
+    assert_eq!(cause(verify_signature(&made.chain[1], scheme, b"message", &signature)), "bad-signature");
+    assert_eq!(cause(verify_signature(leaf, 0x0503, b"message", &signature)), "bad-signature");
     // RSA PKCS #1, SHA-1 and a number that means nothing: not in TLS 1.3.
     for refused in [0x0401, 0x0203, 0xffff] {
-        assert_eq!(
-            cause(verify_signature(leaf, refused, b"message", &signature)),
-            "unsupported-algorithm"
-        );
+        assert_eq!(cause(verify_signature(leaf, refused, b"message", &signature)), "unsupported-algorithm");
     }
-    assert_eq!(
-        cause(verify_signature(&b"x".to_vec().into(), scheme, b"message", &signature)),
-        "malformed"
-    );
+    assert_eq!(cause(verify_signature(&b"x".to_vec().into(), scheme, b"message", &signature)), "malformed");
 }
 
 #[test]
 fn every_cause_has_a_label_of_its_own() {
     let labels: std::collections::BTreeSet<_> = VerifyCause::ALL.iter().map(|cause| cause.as_str()).collect();
     assert_eq!(labels.len(), VerifyCause::ALL.len());
-    assert!(
-        labels
-            .iter()
-            .all(|label| label.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
-    );
+    assert!(labels.iter().all(|label| label.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
 }
 
 #[test]
 fn names_of_other_kinds_in_a_leaf_are_no_concern_of_ours() {
     let mut recipe = Recipe::good();
-    recipe
-        .leaf
-        .subject_alt_names
-        .push(SanType::IpAddress("10.0.0.1".parse().unwrap()));
-    recipe
-        .leaf
-        .subject_alt_names
-        .push(SanType::Rfc822Name("a@example.org".try_into().unwrap()));
+    recipe.leaf.subject_alt_names.push(SanType::IpAddress("10.0.0.1".parse().unwrap()));
+    recipe.leaf.subject_alt_names.push(SanType::Rfc822Name("a@example.org".try_into().unwrap()));
     judge(&recipe).unwrap();
 }
 

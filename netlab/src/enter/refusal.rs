@@ -23,26 +23,14 @@ struct Sysctl {
 /// The switches that keep users from user namespaces: on Debian, everywhere,
 /// and on Ubuntu since 23.10.
 const SWITCHES: [(&str, &str, &str); 3] = [
-    (
-        "kernel.unprivileged_userns_clone",
-        "0",
-        "kernel.unprivileged_userns_clone=1",
-    ),
+    ("kernel.unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
     ("user.max_user_namespaces", "0", "user.max_user_namespaces=15000"),
-    (
-        "kernel.apparmor_restrict_unprivileged_userns",
-        "1",
-        "kernel.apparmor_restrict_unprivileged_userns=0",
-    ),
+    ("kernel.apparmor_restrict_unprivileged_userns", "1", "kernel.apparmor_restrict_unprivileged_userns=0"),
 ];
 
 impl CannotRun {
     pub(super) fn new(step: &'static str, error: &io::Error) -> Self {
-        Self {
-            step,
-            error: error.to_string(),
-            sysctls: refusing(read_sysctl),
-        }
+        Self { step, error: error.to_string(), sysctls: refusing(read_sysctl) }
     }
 
     /// The refusing sysctls and their values; empty when none of those we
@@ -57,10 +45,7 @@ impl fmt::Display for CannotRun {
         let Self { step, error, .. } = self;
         write!(f, "this kernel does not let the program {step}: {error}.")?;
         for Sysctl { name, found, set } in &self.sysctls {
-            write!(
-                f,
-                "\n  {name} is {found}: an administrator can allow it with `sysctl -w {set}`"
-            )?;
+            write!(f, "\n  {name} is {found}: an administrator can allow it with `sysctl -w {set}`")?;
         }
         if self.sysctls.is_empty() {
             write!(
@@ -112,10 +97,7 @@ mod tests {
             error: "Operation not permitted (os error 1)".into(),
             sysctls: found,
         };
-        assert_eq!(
-            reason.sysctls().collect::<Vec<_>>(),
-            [("kernel.unprivileged_userns_clone", "0")]
-        );
+        assert_eq!(reason.sysctls().collect::<Vec<_>>(), [("kernel.unprivileged_userns_clone", "0")]);
         let text = reason.to_string();
         assert!(text.contains("sysctl -w kernel.unprivileged_userns_clone=1"));
         assert!(text.contains("with root"));

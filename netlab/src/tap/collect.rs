@@ -153,10 +153,7 @@ impl Collector {
         }
         let flow = self.flows.entry((source, destination)).or_default();
         if segment.syn {
-            *flow = Flow {
-                next: segment.sequence.wrapping_add(1),
-                ..Flow::default()
-            };
+            *flow = Flow { next: segment.sequence.wrapping_add(1), ..Flow::default() };
             return;
         }
         if segment.payload.is_empty() {
@@ -171,11 +168,7 @@ impl Collector {
         flow.next = segment.sequence.wrapping_add(length);
         self.report.marker_hits += hits;
         if hits > 0 && self.report.first_hit.is_none() {
-            self.report.first_hit = Some(Excerpt {
-                source,
-                destination,
-                text: printable(segment.payload),
-            });
+            self.report.first_hit = Some(Excerpt { source, destination, text: printable(segment.payload) });
         }
     }
 
@@ -253,10 +246,7 @@ fn record_length(bytes: &[u8]) -> Option<usize> {
 }
 
 fn count(haystack: &[u8], needle: &[u8]) -> u64 {
-    let hits = haystack
-        .windows(needle.len())
-        .filter(|window| *window == needle)
-        .count();
+    let hits = haystack.windows(needle.len()).filter(|window| *window == needle).count();
     u64::try_from(hits).unwrap_or(u64::MAX)
 }
 

@@ -52,11 +52,7 @@ fn ipv4(packet: &[u8]) -> Option<Packet<'_>> {
     let first_fragment = be16(packet, 6)? & 0x1fff == 0;
     let is_tcp = *packet.get(9)? == TCP && first_fragment;
     let body = cut(packet, header, total);
-    Some(Packet {
-        source: address(12)?,
-        destination: address(16)?,
-        tcp: is_tcp.then(|| segment(body?)).flatten(),
-    })
+    Some(Packet { source: address(12)?, destination: address(16)?, tcp: is_tcp.then(|| segment(body?)).flatten() })
 }
 
 fn ipv6(packet: &[u8]) -> Option<Packet<'_>> {
@@ -69,21 +65,13 @@ fn ipv6(packet: &[u8]) -> Option<Packet<'_>> {
     let body = cut(packet, 40, total);
     // Extension headers are not followed: no host of a lab sends any.
     let is_tcp = *packet.get(6)? == TCP;
-    Some(Packet {
-        source: address(8)?,
-        destination: address(24)?,
-        tcp: is_tcp.then(|| segment(body?)).flatten(),
-    })
+    Some(Packet { source: address(8)?, destination: address(24)?, tcp: is_tcp.then(|| segment(body?)).flatten() })
 }
 
 /// The packet's body without the padding of a short frame. A total of 0 is a
 /// large packet that the kernel has not cut into segments yet.
 fn cut(packet: &[u8], from: usize, total: usize) -> Option<&[u8]> {
-    let end = if total == 0 {
-        packet.len()
-    } else {
-        total.min(packet.len())
-    };
+    let end = if total == 0 { packet.len() } else { total.min(packet.len()) };
     packet.get(from..end)
 }
 

@@ -49,11 +49,8 @@ pub(crate) fn the_enter_hint_enters(entered: &Entered) -> Verdict {
     let (_, hint) = rest.split_once(' ').unwrap();
     // The hint is for the outside of that lab, which this process is.
     let words: Vec<&str> = hint.split_whitespace().collect();
-    let entered = Command::new(words[0])
-        .args(&words[1..])
-        .args(["/usr/bin/readlink", "/proc/self/ns/net"])
-        .output()
-        .unwrap();
+    let entered =
+        Command::new(words[0]).args(&words[1..]).args(["/usr/bin/readlink", "/proc/self/ns/net"]).output().unwrap();
     let said = String::from_utf8_lossy(&entered.stderr).into_owned();
     assert_eq!(String::from_utf8_lossy(&entered.stdout).trim(), namespace, "{said}");
     Verdict::Passed
@@ -67,10 +64,8 @@ pub(crate) fn another_process_enters_through_the_entrance(entered: &Entered) -> 
     let mut line = String::new();
     std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
     let (namespace, entrance) = (line.split(' ').next(), line.split(' ').nth(1));
-    let seen = Command::new(std::env::current_exe().unwrap())
-        .args(["role", "through", entrance.unwrap()])
-        .output()
-        .unwrap();
+    let seen =
+        Command::new(std::env::current_exe().unwrap()).args(["role", "through", entrance.unwrap()]).output().unwrap();
     let text = String::from_utf8_lossy(&seen.stdout).into_owned();
     let said = String::from_utf8_lossy(&seen.stderr).into_owned();
     assert_eq!(text.lines().next(), namespace, "{said}");
@@ -95,13 +90,8 @@ pub(crate) fn a_refusal_of_the_kernel_names_the_sysctl(entered: &Entered) -> Ver
         Privileges::Root => RunAs::Application { uid: 1000 },
         Privileges::SingleUid => RunAs::Operator,
     };
-    let output = lab
-        .node()
-        .command(std::env::current_exe().unwrap())
-        .args(["role", "refused"])
-        .user(run_as)
-        .output()
-        .unwrap();
+    let output =
+        lab.node().command(std::env::current_exe().unwrap()).args(["role", "refused"]).user(run_as).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains("make a user and a PID namespace"), "{said}");

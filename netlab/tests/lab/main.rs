@@ -46,26 +46,11 @@ fn main() -> ExitCode {
         ],
     ];
     let roles = [
-        Role {
-            name: "status",
-            run: roles::status,
-        },
-        Role {
-            name: "linger",
-            run: roles::linger,
-        },
-        Role {
-            name: "exit",
-            run: roles::exit_with,
-        },
-        Role {
-            name: "through",
-            run: roles::through,
-        },
-        Role {
-            name: "refused",
-            run: roles::refused,
-        },
+        Role { name: "status", run: roles::status },
+        Role { name: "linger", run: roles::linger },
+        Role { name: "exit", run: roles::exit_with },
+        Role { name: "through", run: roles::through },
+        Role { name: "refused", run: roles::refused },
     ];
     harness::main(scenarios, &roles)
 }

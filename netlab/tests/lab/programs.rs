@@ -104,13 +104,8 @@ impl Status {
 }
 
 pub(crate) fn status_as(lab: &Lab, run_as: RunAs) -> Status {
-    let output = lab
-        .node()
-        .command(std::env::current_exe().unwrap())
-        .args(["role", "status"])
-        .user(run_as)
-        .output()
-        .unwrap();
+    let output =
+        lab.node().command(std::env::current_exe().unwrap()).args(["role", "status"]).user(run_as).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{errors}");
     Status(String::from_utf8(output.stdout).unwrap())

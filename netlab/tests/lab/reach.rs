@@ -14,10 +14,7 @@ pub(crate) fn pods_reach_each_other_over_ipv4_and_ipv6(entered: &Entered) -> Ver
         assert_eq!(ask(&a, serve(&b, *address, 80)), a.addresses_of_family(*address));
     }
     for address in lab.node().addresses() {
-        assert_eq!(
-            ask(&a, serve(lab.node(), *address, 81)),
-            a.addresses_of_family(*address)
-        );
+        assert_eq!(ask(&a, serve(lab.node(), *address, 81)), a.addresses_of_family(*address));
     }
     Verdict::Passed
 }
@@ -68,10 +65,7 @@ pub(crate) fn a_new_pod_with_an_old_address_is_found_at_once(entered: &Entered) 
 pub(crate) fn sockets_stay_on_their_host_in_async_code(entered: &Entered) -> Verdict {
     let lab = Lab::new(entered, "async").unwrap();
     let (a, b) = two_pods(&lab);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let address = b.addresses()[1];
     let seen = runtime.block_on(async {
         let listener = b.listen(SocketAddr::new(address, 80)).unwrap();

@@ -20,16 +20,8 @@ pub(crate) fn status(_: &[String]) -> ExitCode {
 pub(crate) fn linger(_: &[String]) -> ExitCode {
     let entered = byrnie_netlab::enter().unwrap();
     let lab = Lab::new(&entered, "lingering").unwrap();
-    let namespace = lab
-        .node()
-        .run(|| std::fs::read_link("/proc/thread-self/ns/net"))
-        .unwrap();
-    println!(
-        "{} {} {}",
-        namespace.unwrap().display(),
-        lab.node().entrance().unwrap(),
-        lab.node().enter_hint()
-    );
+    let namespace = lab.node().run(|| std::fs::read_link("/proc/thread-self/ns/net")).unwrap();
+    println!("{} {} {}", namespace.unwrap().display(), lab.node().entrance().unwrap(), lab.node().enter_hint());
     std::thread::sleep(Duration::from_secs(600));
     ExitCode::SUCCESS
 }
@@ -47,9 +39,7 @@ pub(crate) fn exit_with(args: &[String]) -> ExitCode {
 /// Enters a lab of another process; shows where it is, or sleeps there.
 pub(crate) fn through(args: &[String]) -> ExitCode {
     let entrance: byrnie_netlab::Entrance = args[0].parse().unwrap();
-    entrance
-        .enter(&[("/etc/hosts".into(), "192.0.2.1 shown\n".into())])
-        .unwrap();
+    entrance.enter(&[("/etc/hosts".into(), "192.0.2.1 shown\n".into())]).unwrap();
     let mut command = match args.get(1) {
         Some(time) => {
             let mut sleep = Command::new("/bin/sleep");

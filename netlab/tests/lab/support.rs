@@ -62,11 +62,7 @@ pub(crate) fn say(from: &Host, to: &Host, address: IpAddr, words: &[&[u8]]) {
 
 /// This program once more, making a lab inside the lab.
 pub(crate) fn nested(lab: &Lab, role: &[&str]) -> byrnie_netlab::HostCommand {
-    lab.node()
-        .command(std::env::current_exe().unwrap())
-        .arg("role")
-        .args(role)
-        .user(RunAs::Operator)
+    lab.node().command(std::env::current_exe().unwrap()).arg("role").args(role).user(RunAs::Operator)
 }
 
 /// IDs of the processes that have `word` in their command line.

@@ -16,14 +16,7 @@ prop_compose! {
 
 fn ask(policies: &Policies, question: &(AnyCaller, u16, std::time::SystemTime)) -> Decision {
     let (caller, port, now) = question;
-    what_if(
-        policies,
-        &Question {
-            caller: caller.as_caller(),
-            port: *port,
-            now: *now,
-        },
-    )
+    what_if(policies, &Question { caller: caller.as_caller(), port: *port, now: *now })
 }
 
 fn any_destination() -> impl Strategy<Value = IpAddr> {

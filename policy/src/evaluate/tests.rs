@@ -10,43 +10,19 @@ const WEB: &str = IDS[0];
 const ORDERS: &str = IDS[1];
 
 fn mesh(policies: &Policies, caller: &str, port: u16) -> Decision {
-    what_if(
-        policies,
-        &Question {
-            caller: Caller::Mesh(&id(caller)),
-            port,
-            now: at(NOW),
-        },
-    )
+    what_if(policies, &Question { caller: Caller::Mesh(&id(caller)), port, now: at(NOW) })
 }
 
 fn ingress(policies: &Policies, caller: &str, port: u16) -> Decision {
-    what_if(
-        policies,
-        &Question {
-            caller: Caller::Ingress(&id(caller)),
-            port,
-            now: at(NOW),
-        },
-    )
+    what_if(policies, &Question { caller: Caller::Ingress(&id(caller)), port, now: at(NOW) })
 }
 
 fn plaintext(policies: &Policies, port: u16) -> Decision {
-    what_if(
-        policies,
-        &Question {
-            caller: Caller::Plaintext,
-            port,
-            now: at(NOW),
-        },
-    )
+    what_if(policies, &Question { caller: Caller::Plaintext, port, now: at(NOW) })
 }
 
 fn authorization(rules: Vec<AuthorizationRule>) -> Policies {
-    Policies {
-        authorization: rules,
-        ..Policies::default()
-    }
+    Policies { authorization: rules, ..Policies::default() }
 }
 
 fn allow_web() -> AuthorizationRule {
@@ -67,11 +43,7 @@ fn without_policies_the_mesh_gets_in_and_nobody_else_does() {
 
 #[test]
 fn without_policies_nothing_leaves() {
-    let request = EgressRequest {
-        source: &id(WEB),
-        destination: "203.0.113.9".parse().unwrap(),
-        port: 443,
-    };
+    let request = EgressRequest { source: &id(WEB), destination: "203.0.113.9".parse().unwrap(), port: 443 };
     let decision = evaluate_egress(&Policies::default(), &request);
     assert!(!decision.allowed);
     assert_eq!(outcome(&decision), (Reason::EgressDefaultDeny, None));
@@ -81,10 +53,7 @@ fn without_policies_nothing_leaves() {
 #[test]
 fn one_allow_rule_makes_the_workload_default_deny_on_every_port() {
     let policies = authorization(vec![allow_web()]);
-    assert_eq!(
-        outcome(&mesh(&policies, WEB, 8080)),
-        (Reason::AllowRule, Some("allow-web[0]"))
-    );
+    assert_eq!(outcome(&mesh(&policies, WEB, 8080)), (Reason::AllowRule, Some("allow-web[0]")));
     assert_eq!(outcome(&mesh(&policies, ORDERS, 8080)), (Reason::NoAllowRule, None));
     assert_eq!(outcome(&mesh(&policies, WEB, 9090)), (Reason::NoAllowRule, None));
 }
@@ -93,10 +62,7 @@ fn one_allow_rule_makes_the_workload_default_deny_on_every_port() {
 fn deny_beats_allow() {
     let deny = rule("deny[0]", Action::Deny, vec![from_namespace("shop")], Ports::ANY);
     let policies = authorization(vec![allow_web(), deny]);
-    assert_eq!(
-        outcome(&mesh(&policies, WEB, 8080)),
-        (Reason::DenyRule, Some("deny[0]"))
-    );
+    assert_eq!(outcome(&mesh(&policies, WEB, 8080)), (Reason::DenyRule, Some("deny[0]")));
 }
 
 #[test]
@@ -125,12 +91,7 @@ fn a_deny_rule_in_audit_is_reported_and_lets_in() {
 
 #[test]
 fn an_allow_rule_in_audit_that_would_let_in_is_reported_and_refuses() {
-    let more = in_audit(rule(
-        "allow-orders[0]",
-        Action::Allow,
-        vec![from_id(ORDERS)],
-        Ports::ANY,
-    ));
+    let more = in_audit(rule("allow-orders[0]", Action::Allow, vec![from_id(ORDERS)], Ports::ANY));
     let decision = mesh(&authorization(vec![allow_web(), more]), ORDERS, 8080);
     assert_eq!(outcome(&decision), (Reason::NoAllowRule, None));
     assert_eq!(decision.audited, ["allow-orders[0]".into()]);
@@ -138,24 +99,15 @@ fn an_allow_rule_in_audit_that_would_let_in_is_reported_and_refuses() {
 
 #[test]
 fn the_mesh_can_be_default_deny() {
-    let policies = Policies {
-        authorization_default: DefaultAction::Deny,
-        ..authorization(vec![])
-    };
+    let policies = Policies { authorization_default: DefaultAction::Deny, ..authorization(vec![]) };
     assert_eq!(outcome(&mesh(&policies, WEB, 80)), (Reason::DefaultDeny, None));
-    let policies = Policies {
-        authorization_default: DefaultAction::Deny,
-        ..authorization(vec![allow_web()])
-    };
+    let policies = Policies { authorization_default: DefaultAction::Deny, ..authorization(vec![allow_web()]) };
     assert!(mesh(&policies, WEB, 8080).allowed);
 }
 
 #[test]
 fn every_field_of_a_match_must_hold() {
-    let from = PeerMatch {
-        service_account: Some("web".into()),
-        ..from_namespace("shop")
-    };
+    let from = PeerMatch { service_account: Some("web".into()), ..from_namespace("shop") };
     let policies = authorization(vec![rule("a[0]", Action::Allow, vec![from], Ports::ANY)]);
     assert!(mesh(&policies, WEB, 80).allowed);
     assert!(!mesh(&policies, ORDERS, 80).allowed, "another service account");
@@ -176,10 +128,7 @@ fn a_pattern_ends_at_a_slash(#[case] pattern: &str, #[case] caller: &str, #[case
 
 #[test]
 fn a_trust_domain_is_matched_as_a_whole() {
-    let from = PeerMatch {
-        trust_domain: Some("cluster.local".parse().unwrap()),
-        ..PeerMatch::default()
-    };
+    let from = PeerMatch { trust_domain: Some("cluster.local".parse().unwrap()), ..PeerMatch::default() };
     let policies = authorization(vec![rule("a[0]", Action::Allow, vec![from], Ports::ANY)]);
     assert!(mesh(&policies, WEB, 80).allowed);
     assert!(!mesh(&policies, IDS[3], 80).allowed);
@@ -201,65 +150,36 @@ fn a_match_that_asks_nothing_matches_a_deny_and_no_allow() {
 
 #[test]
 fn plaintext_meets_a_deny_that_needs_an_identity_and_no_allow() {
-    let open = |rules| Policies {
-        mtls: vec![permissive("p", MtlsScope::Namespace, None)],
-        ..authorization(rules)
-    };
+    let open = |rules| Policies { mtls: vec![permissive("p", MtlsScope::Namespace, None)], ..authorization(rules) };
     assert_eq!(outcome(&plaintext(&open(vec![]), 80)), (Reason::Permissive, Some("p")));
     let deny = rule("deny[0]", Action::Deny, vec![from_id(WEB)], ports(&[80]));
-    assert_eq!(
-        outcome(&plaintext(&open(vec![deny.clone()]), 80)),
-        (Reason::DenyRule, Some("deny[0]"))
-    );
+    assert_eq!(outcome(&plaintext(&open(vec![deny.clone()]), 80)), (Reason::DenyRule, Some("deny[0]")));
     assert!(plaintext(&open(vec![deny]), 81).allowed);
     let anyone = rule("allow[0]", Action::Allow, vec![], Ports::ANY);
-    assert_eq!(
-        outcome(&plaintext(&open(vec![anyone]), 80)),
-        (Reason::NoAllowRule, None)
-    );
+    assert_eq!(outcome(&plaintext(&open(vec![anyone]), 80)), (Reason::NoAllowRule, None));
 }
 
 #[test]
 fn plaintext_is_refused_by_a_mesh_that_is_default_deny() {
     let mtls = vec![permissive("p", MtlsScope::Namespace, None)];
-    let policies = Policies {
-        mtls,
-        authorization_default: DefaultAction::Deny,
-        ..Policies::default()
-    };
+    let policies = Policies { mtls, authorization_default: DefaultAction::Deny, ..Policies::default() };
     assert_eq!(outcome(&plaintext(&policies, 80)), (Reason::DefaultDeny, None));
 }
 
 #[test]
 fn a_client_outside_of_the_mesh_needs_an_ingress_rule_for_its_port() {
-    let named = IngressRule {
-        name: "in".into(),
-        principals: vec![id(WEB)],
-        ports: ports(&[8443]),
-    };
+    let named = IngressRule { name: "in".into(), principals: vec![id(WEB)], ports: ports(&[8443]) };
     let anyone = rule("allow[0]", Action::Allow, vec![], Ports::ANY);
-    let policies = Policies {
-        ingress: vec![named],
-        ..authorization(vec![anyone])
-    };
-    assert_eq!(
-        outcome(&ingress(&policies, WEB, 8443)),
-        (Reason::IngressRule, Some("in"))
-    );
+    let policies = Policies { ingress: vec![named], ..authorization(vec![anyone]) };
+    assert_eq!(outcome(&ingress(&policies, WEB, 8443)), (Reason::IngressRule, Some("in")));
     assert_eq!(outcome(&ingress(&policies, WEB, 80)), (Reason::NoIngressRule, None));
-    assert_eq!(
-        outcome(&ingress(&policies, ORDERS, 8443)),
-        (Reason::NoIngressRule, None)
-    );
+    assert_eq!(outcome(&ingress(&policies, ORDERS, 8443)), (Reason::NoIngressRule, None));
 }
 
 #[test]
 fn permissive_mode_and_audit_let_no_tls_client_in() {
     let anyone = in_audit(rule("allow[0]", Action::Allow, vec![], Ports::ANY));
-    let policies = Policies {
-        mtls: vec![permissive("p", MtlsScope::Namespace, None)],
-        ..authorization(vec![anyone])
-    };
+    let policies = Policies { mtls: vec![permissive("p", MtlsScope::Namespace, None)], ..authorization(vec![anyone]) };
     let decision = ingress(&policies, WEB, 80);
     assert_eq!(outcome(&decision), (Reason::NoIngressRule, None));
     assert!(decision.audited.is_empty());
@@ -267,33 +187,16 @@ fn permissive_mode_and_audit_let_no_tls_client_in() {
 
 #[test]
 fn deny_beats_an_ingress_rule() {
-    let named = IngressRule {
-        name: "in".into(),
-        principals: vec![id(WEB)],
-        ports: Ports::ANY,
-    };
+    let named = IngressRule { name: "in".into(), principals: vec![id(WEB)], ports: Ports::ANY };
     let deny = rule("deny[0]", Action::Deny, vec![from_id(WEB)], Ports::ANY);
-    let policies = Policies {
-        ingress: vec![named],
-        ..authorization(vec![deny])
-    };
-    assert_eq!(
-        outcome(&ingress(&policies, WEB, 80)),
-        (Reason::DenyRule, Some("deny[0]"))
-    );
+    let policies = Policies { ingress: vec![named], ..authorization(vec![deny]) };
+    assert_eq!(outcome(&ingress(&policies, WEB, 80)), (Reason::DenyRule, Some("deny[0]")));
 }
 
 #[test]
 fn an_ingress_rule_is_nothing_to_a_mesh_peer() {
-    let named = IngressRule {
-        name: "in".into(),
-        principals: vec![id(ORDERS)],
-        ports: Ports::ANY,
-    };
-    let policies = Policies {
-        ingress: vec![named],
-        ..authorization(vec![allow_web()])
-    };
+    let named = IngressRule { name: "in".into(), principals: vec![id(ORDERS)], ports: Ports::ANY };
+    let policies = Policies { ingress: vec![named], ..authorization(vec![allow_web()]) };
     assert_eq!(outcome(&mesh(&policies, ORDERS, 8080)), (Reason::NoAllowRule, None));
 }
 
@@ -315,21 +218,11 @@ fn what_leaves_is_what_an_egress_rule_names(
     let rule = EgressRule {
         name: "out[0]".into(),
         service_accounts: vec!["web".into()],
-        cidrs: vec![
-            parse_cidr("203.0.113.0/24").unwrap(),
-            parse_cidr("2001:db8::/32").unwrap(),
-        ],
+        cidrs: vec![parse_cidr("203.0.113.0/24").unwrap(), parse_cidr("2001:db8::/32").unwrap()],
         ports: ports(&[443]),
     };
-    let policies = Policies {
-        egress: vec![rule],
-        ..Policies::default()
-    };
-    let request = EgressRequest {
-        source: &id(source),
-        destination: destination.parse().unwrap(),
-        port,
-    };
+    let policies = Policies { egress: vec![rule], ..Policies::default() };
+    let request = EgressRequest { source: &id(source), destination: destination.parse().unwrap(), port };
     let decision = evaluate_egress(&policies, &request);
     assert_eq!(decision.allowed, allowed);
     assert_eq!(decision.rule.as_deref(), allowed.then_some("out[0]"));
@@ -337,15 +230,8 @@ fn what_leaves_is_what_an_egress_rule_names(
 
 #[test]
 fn what_no_rule_names_leaves_where_the_mesh_lets_it() {
-    let policies = Policies {
-        egress_default: DefaultAction::Allow,
-        ..Policies::default()
-    };
-    let request = EgressRequest {
-        source: &id(WEB),
-        destination: "203.0.113.9".parse().unwrap(),
-        port: 443,
-    };
+    let policies = Policies { egress_default: DefaultAction::Allow, ..Policies::default() };
+    let request = EgressRequest { source: &id(WEB), destination: "203.0.113.9".parse().unwrap(), port: 443 };
     let proof = authorize_egress(&policies, &request).unwrap();
     assert_eq!(outcome(proof.decision()), (Reason::EgressDefaultAllow, None));
     assert_eq!((proof.destination(), proof.port()), (request.destination, 443));

@@ -10,11 +10,7 @@ fn port_scope(number: u16) -> MtlsScope {
 }
 
 fn mode(mtls: Vec<MtlsRule>, port: u16, now: u64) -> MtlsMode {
-    Policies {
-        mtls,
-        ..Policies::default()
-    }
-    .mtls_mode(port, at(now))
+    Policies { mtls, ..Policies::default() }.mtls_mode(port, at(now))
 }
 
 #[test]
@@ -26,15 +22,8 @@ fn strict_is_the_default() {
 fn a_port_goes_before_the_workload_and_the_workload_before_the_namespace() {
     let wide = || permissive("n", MtlsScope::Namespace, None);
     assert_eq!(mode(vec![wide()], 80, 1), MtlsMode::Permissive);
-    assert_eq!(
-        mode(vec![wide(), strict("w", MtlsScope::Workload)], 80, 1),
-        MtlsMode::Strict
-    );
-    let with_port = vec![
-        strict("w", MtlsScope::Workload),
-        permissive("p", port_scope(80), None),
-        wide(),
-    ];
+    assert_eq!(mode(vec![wide(), strict("w", MtlsScope::Workload)], 80, 1), MtlsMode::Strict);
+    let with_port = vec![strict("w", MtlsScope::Workload), permissive("p", port_scope(80), None), wide()];
     assert_eq!(mode(with_port.clone(), 80, 1), MtlsMode::Permissive);
     assert_eq!(mode(with_port, 81, 1), MtlsMode::Strict);
 }
@@ -54,10 +43,7 @@ fn permissive_ends_at_its_time_and_not_before() {
 
 #[test]
 fn a_permissive_that_has_ended_does_not_give_way_to_a_wider_one() {
-    let rules = vec![
-        permissive("n", MtlsScope::Namespace, None),
-        permissive("p", port_scope(80), Some(100)),
-    ];
+    let rules = vec![permissive("n", MtlsScope::Namespace, None), permissive("p", port_scope(80), Some(100))];
     assert_eq!(mode(rules.clone(), 80, 100), MtlsMode::Strict);
     assert_eq!(mode(rules, 81, 100), MtlsMode::Permissive);
 }
@@ -69,10 +55,7 @@ fn of_two_permissives_the_sooner_end_is_told() {
         permissive("late", MtlsScope::Workload, Some(200)),
         permissive("soon", MtlsScope::Workload, Some(100)),
     ];
-    let policies = Policies {
-        mtls,
-        ..Policies::default()
-    };
+    let policies = Policies { mtls, ..Policies::default() };
     let held = policies.mtls_at(80, at(1));
     assert_eq!((held.rule.as_deref(), held.until), (Some("soon"), Some(at(100))));
     assert_eq!(policies.next_change(at(1)), Some(at(100)));
@@ -100,10 +83,7 @@ fn no_ports_named_means_every_port() {
 #[case("example.com", None)]
 #[case("", None)]
 fn a_network_is_cidr_notation_without_host_bits(#[case] text: &str, #[case] network: Option<&str>) {
-    assert_eq!(
-        parse_cidr(text).ok().map(|network| network.to_string()).as_deref(),
-        network
-    );
+    assert_eq!(parse_cidr(text).ok().map(|network| network.to_string()).as_deref(), network);
 }
 
 #[test]

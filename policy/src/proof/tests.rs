@@ -18,14 +18,10 @@ fn verified(caller: &str) -> PeerIdentity {
     let (clock, _) = Clock::manual(at(NOW));
     let caller = id(caller);
     let authority = CertificateAuthority::create(caller.trust_domain().clone(), &clock).unwrap();
-    let issued = authority
-        .issue(&KeyPair::generate().unwrap().spki_der(), &caller, TTL)
-        .unwrap();
+    let issued = authority.issue(&KeyPair::generate().unwrap().spki_der(), &caller, TTL).unwrap();
     let mut bundles = TrustBundles::default();
     bundles.insert(authority.bundle());
-    SvidVerifier::new(bundles.shared(), clock)
-        .verify(&issued.chain)
-        .unwrap()
+    SvidVerifier::new(bundles.shared(), clock).verify(&issued.chain).unwrap()
 }
 
 fn request(peer: Peer<'_>, port: u16, now: SystemTime) -> Request<'_> {
@@ -61,11 +57,7 @@ fn a_peer_that_is_refused_gets_the_decision_and_no_proof() {
 fn a_peer_whose_certificate_has_ended_is_refused_whatever_the_rules_say() {
     let peer = verified(WEB);
     let policies = Policies {
-        ingress: vec![IngressRule {
-            name: "in".into(),
-            principals: vec![id(WEB)],
-            ports: Ports::ANY,
-        }],
+        ingress: vec![IngressRule { name: "in".into(), principals: vec![id(WEB)], ports: Ports::ANY }],
         ..Policies::default()
     };
     for peer in [Peer::Mesh(&peer), Peer::Ingress(&peer)] {
@@ -80,22 +72,13 @@ fn the_same_identity_is_in_the_mesh_only_through_a_tunnel() {
     let peer = verified(WEB);
     let policies = Policies::default();
     assert!(evaluate(&policies, &request(Peer::Mesh(&peer), 80, at(NOW))).allowed);
-    assert_eq!(
-        evaluate(&policies, &request(Peer::Ingress(&peer), 80, at(NOW))).reason,
-        Reason::NoIngressRule
-    );
+    assert_eq!(evaluate(&policies, &request(Peer::Ingress(&peer), 80, at(NOW))).reason, Reason::NoIngressRule);
 }
 
 #[test]
 fn plaintext_is_judged_without_an_identity() {
-    let open = Policies {
-        mtls: vec![permissive("p", MtlsScope::Namespace, Some(NOW + 1))],
-        ..Policies::default()
-    };
+    let open = Policies { mtls: vec![permissive("p", MtlsScope::Namespace, Some(NOW + 1))], ..Policies::default() };
     let peer = Peer::Plaintext("10.0.0.7".parse().unwrap());
     assert_eq!(evaluate(&open, &request(peer, 80, at(NOW))).reason, Reason::Permissive);
-    assert_eq!(
-        evaluate(&open, &request(peer, 80, at(NOW + 1))).reason,
-        Reason::PlaintextRefused
-    );
+    assert_eq!(evaluate(&open, &request(peer, 80, at(NOW + 1))).reason, Reason::PlaintextRefused);
 }

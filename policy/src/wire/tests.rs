@@ -56,10 +56,7 @@ fn a_well_formed_set_is_taken_and_sent_unchanged() {
 
 #[test]
 fn an_empty_message_is_refused_for_it_says_no_default() {
-    assert_eq!(
-        Policies::try_from(proto::Policies::default()).unwrap_err().place,
-        "authorization_default"
-    );
+    assert_eq!(Policies::try_from(proto::Policies::default()).unwrap_err().place, "authorization_default");
 }
 
 #[test]
@@ -104,50 +101,28 @@ const SPOILT: &[Spoil] = &[
     ("mtls[0] (MtlsPolicy shop/p).until", |m| m.mtls[0].until = -1),
     ("mtls[0] (MtlsPolicy shop/p).until", |m| m.mtls[0].mode = 1),
     ("authorization[0].name", |m| m.authorization[0].name.clear()),
-    ("authorization[0] (AuthorizationPolicy shop/a[0]).action", |m| {
-        m.authorization[0].action = 0
-    }),
-    ("authorization[0] (AuthorizationPolicy shop/a[0]).enforcement", |m| {
-        m.authorization[0].enforcement = 0
-    }),
-    ("authorization[0] (AuthorizationPolicy shop/a[0]).ports[1]", |m| {
-        m.authorization[0].ports[1] = 0
-    }),
-    ("authorization[0] (AuthorizationPolicy shop/a[0]).ports[0]", |m| {
-        m.authorization[0].ports[0] = u32::MAX
-    }),
+    ("authorization[0] (AuthorizationPolicy shop/a[0]).action", |m| m.authorization[0].action = 0),
+    ("authorization[0] (AuthorizationPolicy shop/a[0]).enforcement", |m| m.authorization[0].enforcement = 0),
+    ("authorization[0] (AuthorizationPolicy shop/a[0]).ports[1]", |m| m.authorization[0].ports[1] = 0),
+    ("authorization[0] (AuthorizationPolicy shop/a[0]).ports[0]", |m| m.authorization[0].ports[0] = u32::MAX),
     ("authorization[0] (AuthorizationPolicy shop/a[0]).from[0]", |m| {
         m.authorization[0].from[0] = proto::PeerMatch::default()
     }),
-    (
-        "authorization[0] (AuthorizationPolicy shop/a[0]).from[0].spiffe_id",
-        |m| m.authorization[0].from[0].spiffe_id = "*".into(),
-    ),
-    (
-        "authorization[0] (AuthorizationPolicy shop/a[0]).from[0].trust_domain",
-        |m| m.authorization[0].from[0].trust_domain = "A B".into(),
-    ),
-    ("ingress[0].name", |m| m.ingress[0].name.clear()),
-    ("ingress[0] (IngressPolicy shop/i).principals", |m| {
-        m.ingress[0].principals.clear()
+    ("authorization[0] (AuthorizationPolicy shop/a[0]).from[0].spiffe_id", |m| {
+        m.authorization[0].from[0].spiffe_id = "*".into()
     }),
+    ("authorization[0] (AuthorizationPolicy shop/a[0]).from[0].trust_domain", |m| {
+        m.authorization[0].from[0].trust_domain = "A B".into()
+    }),
+    ("ingress[0].name", |m| m.ingress[0].name.clear()),
+    ("ingress[0] (IngressPolicy shop/i).principals", |m| m.ingress[0].principals.clear()),
     ("ingress[0] (IngressPolicy shop/i).principals[0]", |m| {
         m.ingress[0].principals[0] = "spiffe://cluster.local/*".into()
     }),
-    ("ingress[0] (IngressPolicy shop/i).ports[0]", |m| {
-        m.ingress[0].ports.push(0)
-    }),
+    ("ingress[0] (IngressPolicy shop/i).ports[0]", |m| m.ingress[0].ports.push(0)),
     ("egress[0].name", |m| m.egress[0].name.clear()),
-    ("egress[0] (EgressPolicy shop/e[0]).cidrs", |m| {
-        m.egress[0].cidrs.clear()
-    }),
-    ("egress[0] (EgressPolicy shop/e[0]).cidrs[0]", |m| {
-        m.egress[0].cidrs[0] = "203.0.113.9/24".into()
-    }),
-    ("egress[0] (EgressPolicy shop/e[0]).service_accounts[0]", |m| {
-        m.egress[0].service_accounts[0].clear()
-    }),
-    ("egress[0] (EgressPolicy shop/e[0]).ports[0]", |m| {
-        m.egress[0].ports[0] = 70_000
-    }),
+    ("egress[0] (EgressPolicy shop/e[0]).cidrs", |m| m.egress[0].cidrs.clear()),
+    ("egress[0] (EgressPolicy shop/e[0]).cidrs[0]", |m| m.egress[0].cidrs[0] = "203.0.113.9/24".into()),
+    ("egress[0] (EgressPolicy shop/e[0]).service_accounts[0]", |m| m.egress[0].service_accounts[0].clear()),
+    ("egress[0] (EgressPolicy shop/e[0]).ports[0]", |m| m.egress[0].ports[0] = 70_000),
 ];

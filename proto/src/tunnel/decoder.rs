@@ -100,10 +100,7 @@ impl Decoder {
 
 fn control<'a>(frame: FrameType, payload: &[u8]) -> Result<Event<'a>, FrameError> {
     fn message<M: Message + Default>(frame: FrameType, payload: &[u8]) -> Result<M, FrameError> {
-        M::decode(payload).map_err(|error| FrameError::BadPayload {
-            frame,
-            reason: error.to_string(),
-        })
+        M::decode(payload).map_err(|error| FrameError::BadPayload { frame, reason: error.to_string() })
     }
     Ok(match frame {
         FrameType::Open => Event::Open(message(frame, payload)?),
@@ -144,22 +141,12 @@ mod tests {
             Frame::Data(stream, data) => (FrameType::Data, *stream, data.clone()),
             Frame::Fin(stream) => (FrameType::Fin, *stream, vec![]),
             Frame::Open(stream, service) => {
-                let open = v1::Open {
-                    service: service.clone(),
-                    ..Default::default()
-                };
+                let open = v1::Open { service: service.clone(), ..Default::default() };
                 (FrameType::Open, *stream, open.encode_to_vec())
             }
             Frame::GoAway(last) => (FrameType::GoAway, 0, v1::GoAway { last_stream: *last }.encode_to_vec()),
         };
-        out.extend(
-            Header {
-                frame: kind,
-                length: payload.len(),
-                stream,
-            }
-            .encode(),
-        );
+        out.extend(Header { frame: kind, length: payload.len(), stream }.encode());
         out.extend(payload);
     }
 

@@ -115,11 +115,7 @@ impl Header {
         if length > max {
             return Err(FrameError::TooLong { frame, length, max });
         }
-        Ok(Header {
-            frame,
-            length,
-            stream: u32::from_be_bytes([a, b, c, d]),
-        })
+        Ok(Header { frame, length, stream: u32::from_be_bytes([a, b, c, d]) })
     }
 }
 
@@ -149,13 +145,6 @@ mod tests {
     #[test]
     fn a_frame_over_64_kib_is_refused() {
         let error = Header::decode([4, 1, 0, 1, 0, 0, 0, 1]).expect_err("65537 bytes");
-        assert_eq!(
-            error,
-            FrameError::TooLong {
-                frame: FrameType::Data,
-                length: 65537,
-                max: MAX_PAYLOAD
-            }
-        );
+        assert_eq!(error, FrameError::TooLong { frame: FrameType::Data, length: 65537, max: MAX_PAYLOAD });
     }
 }

@@ -65,37 +65,16 @@ mod tests {
 
     #[test]
     fn every_part_of_the_binding_changes_the_signed_text() {
-        let base = Binding {
-            client_nonce: [1; 32],
-            server_nonce: [2; 32],
-            client_leaf: [3; 32],
-            server_leaf: [4; 32],
-        };
+        let base = Binding { client_nonce: [1; 32], server_nonce: [2; 32], client_leaf: [3; 32], server_leaf: [4; 32] };
         let variants = [
             base.signed_text(Role::Client, 1, b"leaf"),
             base.signed_text(Role::Server, 1, b"leaf"),
             base.signed_text(Role::Client, 2, b"leaf"),
             base.signed_text(Role::Client, 1, b"other"),
-            Binding {
-                client_nonce: [9; 32],
-                ..base.clone()
-            }
-            .signed_text(Role::Client, 1, b"leaf"),
-            Binding {
-                server_nonce: [9; 32],
-                ..base.clone()
-            }
-            .signed_text(Role::Client, 1, b"leaf"),
-            Binding {
-                client_leaf: [9; 32],
-                ..base.clone()
-            }
-            .signed_text(Role::Client, 1, b"leaf"),
-            Binding {
-                server_leaf: [9; 32],
-                ..base
-            }
-            .signed_text(Role::Client, 1, b"leaf"),
+            Binding { client_nonce: [9; 32], ..base.clone() }.signed_text(Role::Client, 1, b"leaf"),
+            Binding { server_nonce: [9; 32], ..base.clone() }.signed_text(Role::Client, 1, b"leaf"),
+            Binding { client_leaf: [9; 32], ..base.clone() }.signed_text(Role::Client, 1, b"leaf"),
+            Binding { server_leaf: [9; 32], ..base }.signed_text(Role::Client, 1, b"leaf"),
         ];
         let distinct: std::collections::HashSet<_> = variants.iter().collect();
         assert_eq!(distinct.len(), variants.len());

@@ -183,26 +183,14 @@ impl Session {
     /// The header for `length` bytes of `DATA`.
     pub fn data(&mut self, length: usize) -> [u8; HEADER_LEN] {
         self.sent_early |= self.phase == Phase::Opening;
-        Header {
-            frame: FrameType::Data,
-            length,
-            stream: self.stream,
-        }
-        .encode()
+        Header { frame: FrameType::Data, length, stream: self.stream }.encode()
     }
 
     /// Writes `FIN`.
     pub fn fin(&mut self, out: &mut Vec<u8>) {
         self.sent_early |= self.phase == Phase::Opening;
         self.fin_sent = true;
-        out.extend_from_slice(
-            &Header {
-                frame: FrameType::Fin,
-                length: 0,
-                stream: self.stream,
-            }
-            .encode(),
-        );
+        out.extend_from_slice(&Header { frame: FrameType::Fin, length: 0, stream: self.stream }.encode());
     }
 
     /// Writes `RESET`: the end of the stream and of the tunnel.
@@ -270,11 +258,7 @@ impl Session {
                 Ok(Received::Accept(accept))
             }
             Event::Refuse(refuse) if !server && current && self.phase == Phase::Opening => {
-                self.phase = if self.sent_early || !self.bound {
-                    Phase::Ended
-                } else {
-                    Phase::Idle
-                };
+                self.phase = if self.sent_early || !self.bound { Phase::Ended } else { Phase::Idle };
                 Ok(Received::Refuse(refuse))
             }
             Event::Data(bytes) if flowing && !self.fin_received => self.data_received(bytes),
@@ -296,11 +280,7 @@ impl Session {
                 self.peer_reauths = reauth.sequence;
                 Ok(Received::Reauth(reauth))
             }
-            other => Err(ProtocolError::Unexpected {
-                frame: name(&other),
-                stream,
-                expected: self.expected(),
-            }),
+            other => Err(ProtocolError::Unexpected { frame: name(&other), stream, expected: self.expected() }),
         }
     }
 
@@ -341,14 +321,7 @@ impl Session {
     }
 
     fn control(&self, frame: FrameType, stream: u32, message: &impl Message, out: &mut Vec<u8>) {
-        out.extend_from_slice(
-            &Header {
-                frame,
-                length: message.encoded_len(),
-                stream,
-            }
-            .encode(),
-        );
+        out.extend_from_slice(&Header { frame, length: message.encoded_len(), stream }.encode());
         message.encode_raw(out);
     }
 }

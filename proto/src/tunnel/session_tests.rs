@@ -83,16 +83,8 @@ fn a_reset_ends_the_tunnel_on_both_sides() {
 fn a_stream_number_that_does_not_rise_by_one_is_refused() {
     for wrong in [0u32, 2, 7, u32::MAX] {
         let mut server = Session::new(Role::Server);
-        let bytes = Header {
-            frame: FrameType::Open,
-            length: 0,
-            stream: wrong,
-        }
-        .encode();
-        assert!(
-            matches!(hand(&mut server, &bytes), Err(ProtocolError::Unexpected { .. })),
-            "{wrong}"
-        );
+        let bytes = Header { frame: FrameType::Open, length: 0, stream: wrong }.encode();
+        assert!(matches!(hand(&mut server, &bytes), Err(ProtocolError::Unexpected { .. })), "{wrong}");
         assert!(!server.reusable());
     }
 }
@@ -107,13 +99,7 @@ fn refused_after_early_data_a_tunnel_is_not_reused() {
     let mut up = client.data(3).to_vec();
     up.extend(b"abc");
     let mut down = vec![];
-    server.refuse(
-        &v1::Refuse {
-            retryable: true,
-            ..Default::default()
-        },
-        &mut down,
-    );
+    server.refuse(&v1::Refuse { retryable: true, ..Default::default() }, &mut down);
     assert_eq!(hand(&mut client, &down).unwrap(), ["REFUSE retryable=true"]);
     assert!(!client.reusable());
     assert!(hand(&mut server, &up).is_err());
@@ -147,12 +133,7 @@ fn an_open_that_crosses_goaway_is_served_and_the_next_is_not() {
     accept(&mut client, &mut server);
     finish(&mut client, &mut server);
     assert!(!client.reusable() && !server.reusable());
-    let third = Header {
-        frame: FrameType::Open,
-        length: 0,
-        stream: 3,
-    }
-    .encode();
+    let third = Header { frame: FrameType::Open, length: 0, stream: 3 }.encode();
     assert!(hand(&mut server, &third).is_err());
 }
 

@@ -51,15 +51,8 @@ fn items(condition: &Match) -> Vec<Item> {
 /// `meta skuid`, which nlink has no typed match for. The register holds the
 /// UID in host order.
 fn socket_uid(uid: u32) -> [Item; 2] {
-    let load = Expr::Meta {
-        dreg: Register::R0,
-        key: MetaKey::SkUid,
-    };
-    let compare = Expr::Cmp {
-        sreg: Register::R0,
-        op: CmpOp::Eq,
-        data: uid.to_ne_bytes().to_vec(),
-    };
+    let load = Expr::Meta { dreg: Register::R0, key: MetaKey::SkUid };
+    let compare = Expr::Cmp { sreg: Register::R0, op: CmpOp::Eq, data: uid.to_ne_bytes().to_vec() };
     [load.into(), compare.into()]
 }
 
@@ -73,21 +66,14 @@ pub(super) fn from_kernel(info: &RuleInfo) -> Option<Rule> {
     let action = loop {
         match items.next()? {
             Item::Match(found) => matches.push(condition(found)?),
-            Item::Expr(Expr::Meta {
-                key: MetaKey::SkUid, ..
-            }) => matches.push(uid_condition(items.next()?)?),
+            Item::Expr(Expr::Meta { key: MetaKey::SkUid, .. }) => matches.push(uid_condition(items.next()?)?),
             Item::Stmt(Stmt::Counter) => {}
             Item::Stmt(Stmt::Redirect(Some(port))) => break Action::Redirect(*port),
             Item::Verdict(Verdict::Accept) => break Action::Accept,
             _ => return None,
         }
     };
-    items.next().is_none().then_some(Rule {
-        hook,
-        matches,
-        action,
-        purpose,
-    })
+    items.next().is_none().then_some(Rule { hook, matches, action, purpose })
 }
 
 fn condition(found: &KernelMatch) -> Option<Match> {
@@ -110,9 +96,7 @@ fn condition(found: &KernelMatch) -> Option<Match> {
 
 fn uid_condition(compare: &Item) -> Option<Match> {
     match compare {
-        Item::Expr(Expr::Cmp {
-            op: CmpOp::Eq, data, ..
-        }) => {
+        Item::Expr(Expr::Cmp { op: CmpOp::Eq, data, .. }) => {
             let bytes: [u8; 4] = data.as_slice().try_into().ok()?;
             Some(Match::SocketUid(u32::from_ne_bytes(bytes)))
         }

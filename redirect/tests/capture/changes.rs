@@ -99,9 +99,7 @@ pub(crate) fn what_the_kernel_has_is_shown_with_its_counters(entered: &Entered) 
     assert!(state.is_complete(), "{state}");
     assert_eq!(state.config(), Some(config));
     let text = state.to_string();
-    let captured = text
-        .lines()
-        .find(|line| line.contains("redirect to :15001 comment \"capture\""));
+    let captured = text.lines().find(|line| line.contains("redirect to :15001 comment \"capture\""));
     assert!(captured.unwrap().contains("counter packets 1 bytes"), "{text}");
     assert!(text.contains("# complete"), "{text}");
     Verdict::Passed
@@ -117,10 +115,7 @@ pub(crate) fn a_missing_rule_and_a_foreign_one_are_noticed(entered: &Entered) ->
         let connection = Connection::<Nftables>::new().unwrap();
         let rules = connection.list_rules("byrnie", Family::Inet).await.unwrap();
         let capture = rules.iter().rfind(|rule| rule.chain == "output").unwrap();
-        connection
-            .del_rule("byrnie", "output", Family::Inet, capture.handle)
-            .await
-            .unwrap();
+        connection.del_rule("byrnie", "output", Family::Inet, capture.handle).await.unwrap();
         let foreign = Rule::new("byrnie", "output").family(Family::Inet);
         connection.add_rule(foreign.match_tcp_dport(80).drop()).await.unwrap();
     };
@@ -133,16 +128,8 @@ pub(crate) fn a_missing_rule_and_a_foreign_one_are_noticed(entered: &Entered) ->
     let state = rig.pod.run(|| NfTables.show()).unwrap().unwrap();
     assert!(state.is_present() && !state.is_complete(), "{state}");
     assert!(state.to_string().contains("NOT COMPLETE"));
-    let error = rig
-        .pod
-        .run(|| NfTables.verify(&config))
-        .unwrap()
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("missing in chain output: meta l4proto tcp redirect"),
-        "{error}"
-    );
+    let error = rig.pod.run(|| NfTables.verify(&config)).unwrap().unwrap_err().to_string();
+    assert!(error.contains("missing in chain output: meta l4proto tcp redirect"), "{error}");
     assert!(error.contains("tcp dport 80"), "{error}");
     assert_eq!(rig.apply(&config), Applied::Changed);
     rig.pod.run(|| NfTables.verify(&config)).unwrap().unwrap();

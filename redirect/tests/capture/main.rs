@@ -45,15 +45,6 @@ fn main() -> ExitCode {
             capture_may_be_called_inside_an_async_runtime,
         ],
     ];
-    let roles = [
-        Role {
-            name: "ask",
-            run: roles::ask_role,
-        },
-        Role {
-            name: "apply",
-            run: roles::apply_role,
-        },
-    ];
+    let roles = [Role { name: "ask", run: roles::ask_role }, Role { name: "apply", run: roles::apply_role }];
     harness::main(scenarios, &roles)
 }

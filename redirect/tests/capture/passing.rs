@@ -116,15 +116,9 @@ pub(crate) fn without_rules_a_connection_is_not_redirected(entered: &Entered) ->
     let rig = Rig::new(entered);
     let at = SocketAddr::new(rig.pod.addresses()[0], 15003);
     let answer = rig.call_in(at);
-    assert!(
-        ["inbound untracked", "inbound direct"].contains(&answer.as_str()),
-        "{answer}"
-    );
+    assert!(["inbound untracked", "inbound direct"].contains(&answer.as_str()), "{answer}");
     let state = rig.pod.run(|| NfTables.show()).unwrap().unwrap();
     assert!(!state.is_present() && !state.is_complete());
-    assert!(matches!(
-        rig.pod.run(|| NfTables.verify(&rig.config())).unwrap(),
-        Err(CaptureError::Differs { .. })
-    ));
+    assert!(matches!(rig.pod.run(|| NfTables.verify(&rig.config())).unwrap(), Err(CaptureError::Differs { .. })));
     Verdict::Passed
 }

@@ -39,12 +39,7 @@ impl Rig {
         for address in pod.addresses() {
             serve("inbound", pod.listen(SocketAddr::new(*address, 15003)).unwrap());
         }
-        let rig = Self {
-            pod,
-            peer,
-            exempt,
-            _lab: lab,
-        };
+        let rig = Self { pod, peer, exempt, _lab: lab };
         rig.serve_on_peer(443);
         rig
     }
@@ -104,11 +99,7 @@ impl Rig {
     }
 
     pub(crate) fn role(&self, run_as: RunAs, role: &[&str]) -> byrnie_netlab::HostCommand {
-        self.pod
-            .command(std::env::current_exe().unwrap())
-            .arg("role")
-            .args(role)
-            .user(run_as)
+        self.pod.command(std::env::current_exe().unwrap()).arg("role").args(role).user(run_as)
     }
 }
 
