@@ -146,6 +146,7 @@ impl Mesh {
         }
         for pod in &pods {
             pod.ready().await;
+            self.knows(pod).await;
         }
         pods.try_into().expect("as many pods as places")
     }
@@ -187,6 +188,14 @@ impl Mesh {
             pod.start_proxy();
         }
         pod
+    }
+
+    /// Waits until the control plane has taken a pod's object.
+    pub(crate) async fn knows(&self, pod: &Pod) {
+        let object = format!("Pod {}", pod.name());
+        let what = format!("the control plane knows {object}");
+        self.observed(&what, |seen| seen.objects.iter().find(|known| known.object == object).map(|_| ())).await;
+        tokio::time::sleep(Duration::from_millis(150)).await;
     }
 
     /// A pod's object says that it is being deleted.

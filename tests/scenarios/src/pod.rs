@@ -88,10 +88,12 @@ impl PodBuilder<'_> {
 
     /// Makes the pod, starts its proxy and waits until it is ready.
     pub async fn start(self) -> Pod {
+        let mesh = self.mesh;
         let pod = self.launch().await;
         if pod.0.proxy.is_some() {
             pod.ready().await;
         }
+        mesh.knows(&pod).await;
         pod
     }
 }

@@ -67,8 +67,13 @@ fn main() -> ExitCode {
     harness::main_with(scenarios, &[], &Settings { threads: AT_A_TIME, around })
 }
 
+/// A moment without a fraction of a second, which Kubernetes' times don't have.
+pub(crate) fn whole_seconds_from_now(seconds: u64) -> SystemTime {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs() + 1 + seconds)
+}
+
 /// A time as Kubernetes writes it (RFC 3339).
-pub(crate) fn in_seconds(time: SystemTime) -> String {
-    let time = time::OffsetDateTime::from(time).replace_nanosecond(0).unwrap();
-    time.format(&time::format_description::well_known::Rfc3339).unwrap()
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    time::OffsetDateTime::from(time).format(&time::format_description::well_known::Rfc3339).unwrap()
 }

@@ -160,6 +160,7 @@ pub(crate) async fn the_applications_own_tls_goes_through(world: World) {
     let mut words = Vec::new();
     within("the answer inside TLS inside TLS", DEADLINE / 5, stream.read_to_end(&mut words)).await.unwrap();
     assert_eq!(words, b"hello");
+    drop(stream);
     let line = web.logged("the call", |line| line.text("dst.workload") == "orders").await;
     assert_eq!(line.text("connection.security"), "mutual_tls");
 }

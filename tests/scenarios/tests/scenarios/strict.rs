@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use byrnie_scenarios::{DEADLINE, Ending, Mesh, Pod, World, apps, ending, eventually, exchange, hear, marker, within};
 use tokio::io::AsyncWriteExt;
 
-use crate::in_seconds;
+use crate::{rfc3339, whole_seconds_from_now};
 
 pub(crate) async fn an_unmeshed_pod_is_refused_before_the_application_is_dialled(world: World) {
     let mesh = Mesh::start(&world).await;
@@ -32,7 +32,7 @@ pub(crate) async fn an_unmeshed_pod_is_refused_before_the_application_is_dialled
 
 pub(crate) async fn permissive_lets_plaintext_in_until_it_ends_and_cuts_it_then(world: World) {
     let mesh = Mesh::start(&world).await;
-    let end = SystemTime::now() + Duration::from_secs(8);
+    let end = whole_seconds_from_now(8);
     mesh.apply("permissive", &permissive("orders", Some(end)));
     let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;
     let probe = mesh.pod("legacy/probe").unmeshed().start().await;
@@ -134,9 +134,10 @@ pub(crate) async fn a_pod_is_ready_only_with_capture_and_an_svid(world: World) {
     let web = mesh.pod("shop/web").uncaptured().launch().await;
     let reason = eventually("the proxy says why it is not ready", DEADLINE / 5, async || {
         let (code, text) = web.health().await.ok()?;
-        (code == 503 && text.contains("capture is not proved") && !text.contains("no SVID")).then_some(text)
+        let tried = !text.contains("not tried yet") && !text.contains("no SVID");
+        (code == 503 && tried && text.contains("capture is not proved")).then_some(text)
     });
-    assert!(!reason.await.contains("was not tried yet"));
+    assert!(reason.await.contains("byrnie capture"), "the reason says where to look");
     web.capture();
     web.ready().await;
     assert!(web.metric("byrnie_ready", &[]).await > 0.0);
@@ -165,7 +166,7 @@ async fn refused_without_a_byte(pod: &Pod, to: SocketAddr) {
 }
 
 pub(crate) fn permissive(app: &str, until: Option<SystemTime>) -> String {
-    let until = until.map(|end| format!("  until: \"{}\"\n", in_seconds(end))).unwrap_or_default();
+    let until = until.map(|end| format!("  until: \"{}\"\n", rfc3339(end))).unwrap_or_default();
     format!(
         "apiVersion: byrnie.dev/v1alpha1\nkind: MtlsPolicy\nmetadata: {{name: {app}-permissive, namespace: shop}}\n\
          spec:\n  selector: {{matchLabels: {{app: {app}}}}}\n  mode: Permissive\n{until}"
