@@ -137,6 +137,12 @@ impl From<&proto::Edge> for Edge {
     }
 }
 
+/// The edges on which something went: an attempt that was refused is a refusal, and no edge.
+pub fn edges(observed: &proto::ObserveResponse) -> Vec<Edge> {
+    let edges = observed.edges.iter().map(Edge::from);
+    edges.filter(|edge| edge.connections > 0 || edge.plaintext_connections > 0).collect()
+}
+
 impl Edge {
     /// Leaves the mesh: secured by nobody but the application itself, and no business of `--require-mtls`.
     pub fn is_egress(&self) -> bool {
@@ -269,6 +275,14 @@ mod tests {
             assert!(json[field].is_null(), "{field}");
         }
         assert_eq!(rfc3339(0), None);
+    }
+
+    #[test]
+    fn an_attempt_that_was_refused_is_no_edge() {
+        let refused = proto::Edge { refused: 3, ..Default::default() };
+        let plaintext = proto::Edge { plaintext_connections: 1, ..Default::default() };
+        let observed = proto::ObserveResponse { edges: vec![refused, plaintext], ..Default::default() };
+        assert_eq!(edges(&observed).len(), 1);
     }
 
     #[test]

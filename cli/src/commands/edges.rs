@@ -6,7 +6,7 @@ use crate::output::print_list;
 use crate::view::Edge;
 
 pub(super) fn run(mesh: &MeshArgs, options: &EdgesArgs) -> Result<Exit, Failure> {
-    let edges: Vec<Edge> = super::observe(mesh)?.edges.iter().map(Edge::from).collect();
+    let edges = crate::view::edges(&super::observe(mesh)?);
     print_list(&edges, options.output, "No proxy has seen a connection yet.")?;
     if options.require_mtls {
         let open = unsecured(&edges);

@@ -70,11 +70,13 @@ pub(super) async fn start(world: &mut World, dir: &MeshDir, narrator: &Narrator)
     world.mesh = Some(mesh);
     start_control_plane(world, dir).await?;
     narrator.note("the control plane serves; it made a certificate authority of its own");
+    // Capture first, as in a cluster: applying it flushes the connections that it finds.
     for pod in topology::proxied() {
+        capture(world, pod)?;
         start_proxy(world, dir, pod).await?;
     }
     for pod in topology::proxied() {
-        capture(world, dir, pod).await?;
+        prove_capture(world, dir, pod).await?;
     }
     let names: Vec<_> = topology::proxied().map(|pod| pod.name).collect();
     narrator.note(&format!("proxies run beside {}; capture is in place", names.join(", ")));
@@ -198,20 +200,26 @@ async fn start_proxy(world: &mut World, dir: &MeshDir, pod: Pod) -> Result<(), F
     Ok(())
 }
 
-/// `byrnie capture apply` in the pod; where proxies have a UID of their own, an application then proves that it works.
-async fn capture(world: &World, dir: &MeshDir, pod: Pod) -> Result<(), Failure> {
+/// `byrnie capture apply` in the pod.
+fn capture(world: &World, pod: Pod) -> Result<(), Failure> {
     let host = world.pod(pod)?;
     let applied = world
         .command(host, world.binary("byrnie")?, RunAs::Operator)
         .args(["capture", "apply", "--exempt", exempt(world)])
         .output()
         .map_err(|error| Failure::new(Exit::Refused, "cannot run byrnie capture").found(error))?;
-    if !applied.status.success() {
-        return Err(Failure::new(Exit::KernelCannot, format!("capture could not be set up in {}", pod.name))
-            .expected("nf_tables in network namespaces")
-            .found(String::from_utf8_lossy(&applied.stderr).trim())
-            .next("modprobe nf_tables nft_chain_nat nft_redir nf_conntrack_netlink   (on this machine, as root)"));
+    if applied.status.success() {
+        return Ok(());
     }
+    Err(Failure::new(Exit::KernelCannot, format!("capture could not be set up in {}", pod.name))
+        .expected("nf_tables in network namespaces")
+        .found(String::from_utf8_lossy(&applied.stderr).trim())
+        .next("modprobe nf_tables nft_chain_nat nft_redir nf_conntrack_netlink   (on this machine, as root)"))
+}
+
+/// Where proxies have a UID of their own, an application must show them that it is captured; with a mark they see to it
+/// themselves.
+async fn prove_capture(world: &World, dir: &MeshDir, pod: Pod) -> Result<(), Failure> {
     if world.lab.privileges() == Privileges::SingleUid {
         return Ok(());
     }

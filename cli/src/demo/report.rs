@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::narrator::Narrator;
 use crate::failure::Failure;
 use crate::output::cannot_print;
-use crate::view::{Edge, Identity, Refusal};
+use crate::view::{Edge, Identity, Refusal, edges};
 
 /// Version of the JSON.
 const SCHEMA: u32 = 1;
@@ -126,7 +126,7 @@ impl Report {
     /// Takes over what the control plane knows now. Refusals are collected: a control plane that restarts forgets.
     pub(super) fn take_over(&mut self, observed: &ObserveResponse) {
         self.identities = observed.identities.iter().map(Identity::from).collect();
-        self.edges = observed.edges.iter().map(Edge::from).collect();
+        self.edges = edges(observed);
         for refusal in observed.refusals.iter().map(Refusal::from) {
             let Refusal { source, destination, cause, reason } = refusal.clone();
             if self.seen_refusals.insert([source, destination, cause, reason]) {
@@ -188,7 +188,7 @@ mod tests {
         });
         report.take_over(&ObserveResponse {
             identities: vec![byrnie_proto::mesh::v1::IssuedIdentity::default()],
-            edges: vec![byrnie_proto::mesh::v1::Edge::default()],
+            edges: vec![byrnie_proto::mesh::v1::Edge { connections: 1, ..Default::default() }],
             refusals: vec![byrnie_proto::mesh::v1::Refusal::default()],
             ..ObserveResponse::default()
         });

@@ -7,6 +7,7 @@ use byrnie_identity::{Svid, TrustBundle};
 
 use super::Scene;
 use crate::demo::attack::{self, Impostor, Verdict};
+use crate::demo::children::until;
 use crate::demo::story::observe_until;
 use crate::demo::topology::{CLIENT, CONTROL_PLANE, CONTROL_PLANE_PORT, INGRESS, ORDERS, PAYMENTS, Pod, STOCK, TOOL, TRUST_DOMAIN, WEB};
 use crate::demo::{enroll, load, mesh};
@@ -98,7 +99,13 @@ async fn hijack(scene: &Scene<'_>, bundle: &TrustBundle) -> Result<(Attack, Impo
     let stolen = mesh::ingress_svid(scene.dir)?;
     let path = "/attack-hijack";
     let impostor = Impostor::start(scene.world.pod(PAYMENTS)?, PAYMENTS.socket(), &stolen, bundle)?;
-    let answer = load::get(scene.world.pod(WEB)?, PAYMENTS.socket(), path).await;
+    // Until shop/web's proxy has heard that shop/payments has an identity now, it refuses without dialling.
+    let dialled = until("reaching the impostor", PATIENCE, async || {
+        let answer = load::get(scene.world.pod(WEB)?, PAYMENTS.socket(), path).await;
+        Ok((answer.is_ok() || impostor.handshakes() > 0).then_some(answer))
+    })
+    .await;
+    let answer = dialled.unwrap_or_else(|failure| Err(failure.to_string()));
     let attack = Attack {
         check: "wrong-identity-refused",
         what: "shop/payments' address, answered with ingress/ingress's certificate".into(),

@@ -9,7 +9,7 @@ use super::Scene;
 use crate::demo::story::observe_until;
 use crate::demo::topology::{INGRESS, ORDERS, Pod, STOCK, WEB};
 use crate::failure::Failure;
-use crate::view::Edge;
+use crate::view::{Edge, edges};
 
 /// The edges of the story: kind, source, destination.
 const EDGES: [(&str, Pod, Pod); 3] = [("ingress", INGRESS, WEB), ("mesh", WEB, ORDERS), ("mesh", ORDERS, STOCK)];
@@ -45,7 +45,7 @@ pub(in crate::demo) async fn edge_identities(scene: &mut Scene<'_>) -> Result<()
 }
 
 fn problems(observed: &ObserveResponse) -> Vec<String> {
-    let edges: Vec<Edge> = observed.edges.iter().map(Edge::from).collect();
+    let edges = edges(observed);
     EDGES.iter().filter_map(|(kind, source, destination)| problem(&edges, kind, *source, *destination)).collect()
 }
 
