@@ -76,7 +76,8 @@ impl Own {
 async fn issue(plane: &Plane) -> Result<Svid, CertificateError> {
     let key = KeyPair::generate()?;
     let id = control_plane_id(plane.authority.trust_domain());
-    let certificate = plane.issue(&key.spki_der(), &id, Holder::ControlPlane, "byrnie-system/byrnie-control-plane").await?;
+    let certificate =
+        plane.issue(&key.spki_der(), &id, Holder::ControlPlane, "byrnie-system/byrnie-control-plane").await?;
     Ok(Svid::new(certificate.chain, key)?)
 }
 

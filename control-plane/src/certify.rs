@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use byrnie_identity::{PeerIdentity, control_plane_id, csr};
+use byrnie_identity::{PeerIdentity, VerifyError, control_plane_id, csr};
 use byrnie_proto::mesh::v1::{Bundle, CertifyRequest, CertifyResponse, certify_request::Credential};
 use tonic::{Code, Status};
 
@@ -19,13 +19,19 @@ use crate::{
 pub(crate) enum Refused {
     #[error("{0}")]
     Token(#[from] TokenError),
-    #[error("no credential: expected a join token in the request, or a current SVID of this mesh as the client certificate of the connection")]
+    #[error(
+        "no credential: expected a join token in the request, or a current SVID of this mesh as the client certificate of the connection"
+    )]
     NoCredential,
     #[error("the client certificate of the connection is no longer valid: {0}")]
-    NotValid(String),
-    #[error("the certificate with serial {0} is not one that this control plane issued to a pod and remembers; a new join token is needed")]
+    NotValid(VerifyError),
+    #[error(
+        "the certificate with serial {0} is not one that this control plane issued to a pod and remembers; a new join token is needed"
+    )]
     UnknownSerial(String),
-    #[error("the certificate with serial {serial} was issued to {id} outside of the mesh; it opens no control plane calls")]
+    #[error(
+        "the certificate with serial {serial} was issued to {id} outside of the mesh; it opens no control plane calls"
+    )]
     NotAProxy { serial: String, id: String },
     #[error("pod {0} is not in the source; add it there first")]
     NoPod(String),
@@ -69,7 +75,7 @@ impl Plane {
     /// The pod that the presented certificate was issued to, if it is still that pod.
     pub(crate) fn bind(&self, identity: Option<&PeerIdentity>) -> Result<Bound, Refused> {
         let identity = identity.ok_or(Refused::NoCredential)?;
-        self.verifier.check_still_valid(identity).map_err(|error| Refused::NotValid(error.to_string()))?;
+        self.verifier.check_still_valid(identity).map_err(Refused::NotValid)?;
         let serial = identity.serial();
         let issuance = self.journal.by_serial(serial).ok_or_else(|| Refused::UnknownSerial(serial.to_owned()))?;
         let Holder::Pod(uid) = &issuance.holder else {
@@ -121,7 +127,15 @@ impl Plane {
         let certificate = self.issue(&public_key, &pod.spiffe_id, holder, &pod.workload).await?;
         let (pod_name, id, serial) = (pod.place(), pod.spiffe_id.as_str(), certificate.issuance.serial.as_str());
         let first = token.is_some();
-        tracing::info!(pod = pod_name, pod.uid = &*pod.uid, id, serial, first, not_after = certificate.issuance.not_after, "certificate issued");
+        tracing::info!(
+            pod = pod_name,
+            pod.uid = &*pod.uid,
+            id,
+            serial,
+            first,
+            not_after = certificate.issuance.not_after,
+            "certificate issued"
+        );
         Ok(CertifyResponse { chain: certificate.issuance.chain, bundle: Some(Bundle::from(&self.authority.bundle())) })
     }
 
@@ -147,7 +161,7 @@ impl Plane {
 
 impl Refused {
     /// A label from a closed set.
-    pub(crate) const fn cause(&self) -> &'static str {
+    pub(crate) fn cause(&self) -> &'static str {
         match self {
             Self::Token(TokenError::Unknown) => "join-token-unknown",
             Self::Token(TokenError::Used { .. }) => "join-token-used",
@@ -155,7 +169,7 @@ impl Refused {
             Self::Token(TokenError::Revoked { .. }) => "join-token-revoked",
             Self::Token(TokenError::Journal(_)) | Self::Issue(IssueFailure::Journal(_)) => "journal",
             Self::NoCredential => "no-credential",
-            Self::NotValid(_) => "expired",
+            Self::NotValid(error) => error.cause.as_str(),
             Self::UnknownSerial(_) => "unknown-serial",
             Self::NotAProxy { .. } => "not-a-proxy",
             Self::NoPod(_) | Self::PodGone(_) => "no-such-pod",
@@ -174,7 +188,9 @@ impl Refused {
         let code = match self {
             Self::Token(TokenError::Journal(_)) | Self::Issue(_) => Code::Unavailable,
             Self::Token(_) | Self::NoCredential | Self::NotValid(_) | Self::UnknownSerial(_) => Code::Unauthenticated,
-            Self::NotAProxy { .. } | Self::PodGone(_) | Self::WrongServiceAccount { .. } | Self::Reserved(_) => Code::PermissionDenied,
+            Self::NotAProxy { .. } | Self::PodGone(_) | Self::WrongServiceAccount { .. } | Self::Reserved(_) => {
+                Code::PermissionDenied
+            }
             Self::NoPod(_) | Self::NotEnrolled(_) | Self::Finished(_) => Code::FailedPrecondition,
             Self::TooMany(_) => Code::ResourceExhausted,
             Self::Csr(_) | Self::CsrTooLong(_) => Code::InvalidArgument,

@@ -15,12 +15,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
 use byrnie_proto::mesh::v1::{Resource, resource::Body};
+use bytes::Bytes;
 use prost::{Message, encoding};
 
-pub use self::session::Session;
 use self::session::Inbox;
+pub use self::session::Session;
 
 /// Answers every name; a pure function of what it holds.
 pub trait View: Send + Sync + 'static {

@@ -40,7 +40,9 @@ pub struct Journal {
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The file can't be opened, read or written.
-    #[error("journal {path}: {reason}; check the disk and its permissions, or move the file away: every proxy then needs a new join token")]
+    #[error(
+        "journal {path}: {reason}; check the disk and its permissions, or move the file away: every proxy then needs a new join token"
+    )]
     Store {
         /// The file.
         path: String,

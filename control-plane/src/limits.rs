@@ -10,7 +10,7 @@ pub const SOURCE_FILES: usize = 10_000;
 /// Depth of folders in a source directory; ends cycles of symbolic links.
 pub const SOURCE_DEPTH: usize = 16;
 /// Changes on disk are taken together for this long; with the publication below, 100 ms are not exceeded.
-pub const SOURCE_DEBOUNCE: Duration = Duration::from_millis(40);
+pub const SOURCE_DEBOUNCE: Duration = Duration::from_millis(30);
 /// A file that somebody is still writing is waited for at most this long after its last change.
 pub const SOURCE_WRITER_PATIENCE: Duration = Duration::from_secs(2);
 /// The safety net under inotify (network file systems, an exhausted watch table).

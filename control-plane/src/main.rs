@@ -25,7 +25,8 @@ fn main() -> ExitCode {
 
 async fn serve(arguments: &Arguments) -> ExitCode {
     // Before the start: a signal that comes during it is not lost.
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         eprintln!("byrnie-control-plane: signals can't be received");
         return ExitCode::FAILURE;
     };

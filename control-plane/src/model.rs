@@ -131,7 +131,12 @@ impl<'a> Builder<'a> {
             let object = problem.object.as_ref().map(ToString::to_string).unwrap_or_default();
             let place = if problem.line > 0 { format!("{}:{}: ", problem.file, problem.line) } else { String::new() };
             let file = problem.file.to_string();
-            self.statuses.push(ObjectStatus { object, file, accepted: false, message: format!("{place}{}", problem.message) });
+            self.statuses.push(ObjectStatus {
+                object,
+                file,
+                accepted: false,
+                message: format!("{place}{}", problem.message),
+            });
         }
         self.take_settings();
         for (key, stored) in &self.objects.items {
@@ -145,12 +150,16 @@ impl<'a> Builder<'a> {
     fn take_settings(&mut self) {
         match settings(self.objects, Some(&self.settings.trust_domain.clone())) {
             Ok(settings) => self.settings = Arc::new(settings),
-            Err((Some(stored), message)) => {
+            Err((stored, message)) => {
                 self.settings_refused = true;
-                let key = ObjectKey { kind: "MeshConfig".to_owned(), namespace: String::new(), name: "default".to_owned() };
-                self.status(&key, &stored, Err(format!("{message}; what held before stays in force")));
+                let place = stored.as_ref().map(|stored| format!("{}:{}: ", stored.file, stored.line));
+                self.statuses.push(ObjectStatus {
+                    object: format!("MeshConfig {}", byrnie_api::MESH_CONFIG_NAME),
+                    file: stored.map(|stored| stored.file.to_string()).unwrap_or_default(),
+                    accepted: false,
+                    message: format!("{}{message}; what held before stays in force", place.unwrap_or_default()),
+                });
             }
-            Err((None, message)) => tracing::error!(message, "settings"),
         }
     }
 
@@ -163,11 +172,12 @@ impl<'a> Builder<'a> {
                 }
                 Ok(Vec::new())
             }
-            Object::Pod(pod) => PodFacts::read(pod, &key.namespace, &key.name, &self.settings.trust_domain)
-                .map(|(facts, notes)| {
+            Object::Pod(pod) => {
+                PodFacts::read(pod, &key.namespace, &key.name, &self.settings.trust_domain).map(|(facts, notes)| {
                     self.pods.insert(facts.place(), facts);
                     notes
-                }),
+                })
+            }
             Object::Service(service) => ServiceFacts::read(service, &key.namespace, &key.name).map(|(facts, notes)| {
                 self.services.insert(facts.place.to_string(), facts);
                 notes
@@ -187,10 +197,9 @@ impl<'a> Builder<'a> {
 
     fn status(&mut self, key: &ObjectKey, stored: &Stored, taken: Result<Vec<String>, String>) {
         let accepted = taken.is_ok();
-        let message = taken.map_or_else(|refused| format!("{}:{}: {refused}", stored.file, stored.line), |notes| notes.join("; "));
-        if !self.statuses.iter().any(|status| !status.accepted && status.object == key.to_string() && status.message == message) {
-            self.statuses.push(ObjectStatus { object: key.to_string(), file: stored.file.to_string(), accepted, message });
-        }
+        let message = taken
+            .map_or_else(|refused| format!("{}:{}: {refused}", stored.file, stored.line), |notes| notes.join("; "));
+        self.statuses.push(ObjectStatus { object: key.to_string(), file: stored.file.to_string(), accepted, message });
     }
 
     /// Policies, and what Services declare of ports.
@@ -207,13 +216,16 @@ impl<'a> Builder<'a> {
         }
         for pod in self.pods.values_mut() {
             pod.enrolled &= enrolled.contains(&*pod.namespace);
-            let workload = Workload { namespace: &pod.namespace, labels: &pod.labels, service_account: &pod.service_account };
+            let workload =
+                Workload { namespace: &pod.namespace, labels: &pod.labels, service_account: &pod.service_account };
             let candidates = by_namespace.get(&*pod.namespace).into_iter().flatten().copied();
             let policies = byrnie_api::compile(&self.settings, candidates, &workload);
             pod.policies = policies;
         }
         for service in self.services.values() {
-            for pod in self.pods.values_mut().filter(|pod| service.selects(pod)) {
+            let prefix = format!("{}/", service.namespace);
+            let pods = self.pods.range_mut(prefix.clone()..).take_while(|(place, _)| place.starts_with(&prefix));
+            for pod in pods.map(|(_, pod)| pod).filter(|pod| service.selects(pod)) {
                 for port in &service.ports {
                     let target = match &port.target {
                         Target::Number(number) => Some(*number),
@@ -236,8 +248,13 @@ impl<'a> Builder<'a> {
             for address in &pod.addresses {
                 match by_address.get(address) {
                     Some(owner) if !owner.terminating && !pod.terminating => {
-                        let message = format!("status.podIPs: {address} is also the address of pod {}, which has it", owner.place());
-                        if let Some(status) = self.statuses.iter_mut().find(|status| status.object == format!("Pod {}", pod.place())) {
+                        let message = format!(
+                            "status.podIPs: {address} is also the address of pod {}, which has it",
+                            owner.place()
+                        );
+                        if let Some(status) =
+                            self.statuses.iter_mut().find(|status| status.object == format!("Pod {}", pod.place()))
+                        {
                             status.accepted = false;
                             status.message = message;
                         }
@@ -254,8 +271,13 @@ impl<'a> Builder<'a> {
 
     fn index(mut self, pods: BTreeMap<String, Arc<PodFacts>>, by_address: HashMap<IpAddr, Arc<PodFacts>>) -> Model {
         for service in self.services.values_mut() {
-            let owned = |pod: &&Arc<PodFacts>| pod.addresses.iter().any(|address| by_address.get(address).is_some_and(|owner| owner.uid == pod.uid));
-            let selected = pods.values().filter(owned).filter(|pod| service.selects(pod));
+            let owned = |pod: &&Arc<PodFacts>| {
+                pod.addresses.iter().any(|address| by_address.get(address).is_some_and(|owner| owner.uid == pod.uid))
+            };
+            let prefix = format!("{}/", service.namespace);
+            let near =
+                pods.range(prefix.clone()..).take_while(|(place, _)| place.starts_with(&prefix)).map(|(_, pod)| pod);
+            let selected = near.filter(|pod| service.selects(pod)).filter(owned);
             service.members = selected.map(|pod| Member::selected(pod, service.publish_not_ready)).collect();
         }
         self.take_slices(&by_address);
@@ -264,7 +286,10 @@ impl<'a> Builder<'a> {
         for service in std::mem::take(&mut self.services).into_values().map(Arc::new) {
             for address in &service.cluster_ips {
                 if let Some(owner) = by_cluster_ip.get(address) {
-                    let message = format!("spec.clusterIP: {address} is also the address of Service {}, which has it", owner.place);
+                    let message = format!(
+                        "spec.clusterIP: {address} is also the address of Service {}, which has it",
+                        owner.place
+                    );
                     let object = format!("Service {}", service.place);
                     if let Some(status) = self.statuses.iter_mut().find(|status| status.object == object) {
                         status.accepted = false;
@@ -293,17 +318,20 @@ impl<'a> Builder<'a> {
             let service = name.and_then(|name| self.services.get_mut(&format!("{}/{name}", key.namespace)));
             let taken = match (name, service) {
                 (None, _) => Err("metadata.labels: expected kubernetes.io/service-name, found none".to_owned()),
-                (Some(name), None) => Err(format!("belongs to Service {}/{name}, which is not in force", key.namespace)),
+                (Some(name), None) => {
+                    Err(format!("belongs to Service {}/{name}, which is not in force", key.namespace))
+                }
                 // Kubernetes makes slices of selectors by itself; here the selector is read directly.
                 (Some(_), Some(service)) if service.selector.is_some() => {
                     Ok(vec!["not used: the Service has a selector, which says the same".to_owned()])
                 }
-                (Some(_), Some(service)) => {
-                    service::slice_members(slice, service.publish_not_ready, |address| by_address.get(&address).cloned()).map(|(members, notes)| {
-                        service.members.extend(members);
-                        notes
-                    })
-                }
+                (Some(_), Some(service)) => service::slice_members(slice, service.publish_not_ready, |address| {
+                    by_address.get(&address).cloned()
+                })
+                .map(|(members, notes)| {
+                    service.members.extend(members);
+                    notes
+                }),
             };
             self.status(key, stored, taken);
         }
@@ -325,3 +353,7 @@ fn declare(declared: &mut BTreeMap<u16, AppProtocol>, port: u16, protocol: AppPr
         *known = AppProtocol::Unspecified;
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests;

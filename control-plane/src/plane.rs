@@ -56,7 +56,13 @@ impl Plane {
     }
 
     /// Issues for a public key, and returns when the journal has it.
-    pub(crate) async fn issue(&self, spki_der: &[u8], id: &SpiffeId, holder: Holder, workload: &str) -> Result<Certificate, IssueFailure> {
+    pub(crate) async fn issue(
+        &self,
+        spki_der: &[u8],
+        id: &SpiffeId,
+        holder: Holder,
+        workload: &str,
+    ) -> Result<Certificate, IssueFailure> {
         let issued = self.authority.issue(spki_der, id, self.ttl())?;
         let issuance = Issuance {
             holder,

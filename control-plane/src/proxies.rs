@@ -139,7 +139,8 @@ impl Proxies {
         let observed = pods.map(|pod| {
             let proxy = state.of.get(&pod.uid);
             let status = proxy.and_then(|proxy| proxy.report.as_ref()).and_then(|report| report.status.clone());
-            let nacks = proxy.map(|proxy| proxy.nacks.iter().map(|(name, reason)| format!("{name}: {reason}")).collect());
+            let nacks =
+                proxy.map(|proxy| proxy.nacks.iter().map(|(name, reason)| format!("{name}: {reason}")).collect());
             ObservedProxy {
                 workload: pod.workload.to_string(),
                 pod_uid: pod.uid.to_string(),
@@ -220,7 +221,15 @@ fn bound(report: &mut Report) {
     report.refusals.truncate(limits::REPORT_REFUSALS);
     report.egress.truncate(limits::REPORT_EGRESS);
     for edge in &mut report.edges {
-        for text in [&mut edge.source, &mut edge.destination, &mut edge.source_id, &mut edge.destination_id, &mut edge.tls_version, &mut edge.key_exchange, &mut edge.cipher] {
+        for text in [
+            &mut edge.source,
+            &mut edge.destination,
+            &mut edge.source_id,
+            &mut edge.destination_id,
+            &mut edge.tls_version,
+            &mut edge.key_exchange,
+            &mut edge.cipher,
+        ] {
             *text = cut(std::mem::take(text));
         }
     }
@@ -235,7 +244,9 @@ fn bound(report: &mut Report) {
         }
     }
     if let Some(status) = &mut report.status {
-        for text in [&mut status.version, &mut status.not_ready_reason, &mut status.svid_serial, &mut status.admin_socket] {
+        for text in
+            [&mut status.version, &mut status.not_ready_reason, &mut status.svid_serial, &mut status.admin_socket]
+        {
             *text = cut(std::mem::take(text));
         }
     }

@@ -16,9 +16,16 @@ pub(crate) async fn run(plane: Arc<Plane>, source: Arc<dyn Source>, published: w
     let mut objects = source.objects();
     let mut meshed = plane.journal.meshed_changed();
     let mut pruned = plane.clock.monotonic();
+    let mut followed = true;
     loop {
         let mut rebuild = tokio::select! {
-            changed = objects.changed() => changed.is_ok(),
+            changed = objects.changed(), if followed => {
+                followed = changed.is_ok();
+                if !followed {
+                    tracing::error!("the source is no longer followed: restart the control plane to take up its changes");
+                }
+                followed
+            }
             _ = meshed.changed() => false,
             () = tokio::time::sleep(limits::EXPIRY_CHECK) => false,
         };

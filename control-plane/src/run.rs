@@ -81,7 +81,9 @@ impl ControlPlane {
         let state = keep(StateDir::open(&options.state), &mut problems);
         let socket = options.socket.clone().unwrap_or_else(|| options.state.join("control.sock"));
         let control = state.as_ref().and_then(|_| keep(server::bind_socket(&socket), &mut problems));
-        let journal = state.as_ref().and_then(|state| keep(Journal::open(&state.join("journal.redb"), options.clock.clone()), &mut problems));
+        let journal = state
+            .as_ref()
+            .and_then(|state| keep(Journal::open(&state.join("journal.redb"), options.clock.clone()), &mut problems));
         let authority = match (&state, &settings) {
             (Some(state), Some(settings)) => keep(open_authority(state, settings, &options), &mut problems),
             _ => None,
@@ -99,7 +101,9 @@ impl ControlPlane {
         let bundle = state.join("bundle.pem");
         write_atomically(&bundle, plane.authority.bundle().to_pem().as_bytes(), 0o644)
             .map_err(|error| failed(format!("{}: {error}", bundle.display())))?;
-        let own = Own::issue(&plane).await.map_err(|error| failed(format!("the control plane's own certificate: {error}")))?;
+        let own = Own::issue(&plane)
+            .await
+            .map_err(|error| failed(format!("the control plane's own certificate: {error}")))?;
         for failure in ingress::refresh(&plane, &state.join("ingress")).await {
             tracing::error!(reason = failure, "an ingress certificate can't be written");
         }
@@ -167,7 +171,11 @@ fn keep<T, E: fmt::Display>(result: Result<T, E>, problems: &mut Vec<String>) ->
 
 fn read_settings(objects: &Objects) -> Result<MeshSettings, String> {
     // A MeshConfig that is refused at the start leaves open which trust domain to serve.
-    if let Some(problem) = objects.problems.iter().find(|problem| problem.object.as_ref().is_some_and(|object| object.kind == "MeshConfig")) {
+    if let Some(problem) = objects
+        .problems
+        .iter()
+        .find(|problem| problem.object.as_ref().is_some_and(|object| object.kind == "MeshConfig"))
+    {
         return Err(format!("source: {problem}"));
     }
     let settings = model::settings(objects, None).map_err(|(stored, message)| match stored {
@@ -175,12 +183,18 @@ fn read_settings(objects: &Objects) -> Result<MeshSettings, String> {
         None => format!("source: {message}"),
     })?;
     if settings.pod_cidrs.is_empty() {
-        tracing::warn!("MeshConfig names no spec.networks: addresses that are no pod's and no Service's count as outside of the cluster");
+        tracing::warn!(
+            "MeshConfig names no spec.networks: addresses that are no pod's and no Service's count as outside of the cluster"
+        );
     }
     Ok(settings)
 }
 
-fn open_authority(state: &StateDir, settings: &MeshSettings, options: &Options) -> Result<CertificateAuthority, String> {
+fn open_authority(
+    state: &StateDir,
+    settings: &MeshSettings,
+    options: &Options,
+) -> Result<CertificateAuthority, String> {
     let limits = match options.svid_ttl {
         Some(ttl) if ttl < IssueLimits::default().shortest => IssueLimits::allow_shorter(ttl),
         _ => IssueLimits::default(),
@@ -189,7 +203,13 @@ fn open_authority(state: &StateDir, settings: &MeshSettings, options: &Options) 
         .map_err(|error| error.to_string())
 }
 
-fn assemble(options: &Options, objects: &Objects, settings: MeshSettings, journal: Journal, authority: CertificateAuthority) -> Arc<Plane> {
+fn assemble(
+    options: &Options,
+    objects: &Objects,
+    settings: MeshSettings,
+    journal: Journal,
+    authority: CertificateAuthority,
+) -> Arc<Plane> {
     let mut bundles = TrustBundles::default();
     bundles.insert(authority.bundle());
     let settings = Arc::new(settings);

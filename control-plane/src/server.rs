@@ -38,7 +38,10 @@ pub(crate) async fn serve_proxies(
 }
 
 /// Serves the command line on the Unix socket until the control plane ends.
-pub(crate) async fn serve_administration(plane: Arc<Plane>, listener: UnixListener) -> Result<(), tonic::transport::Error> {
+pub(crate) async fn serve_administration(
+    plane: Arc<Plane>,
+    listener: UnixListener,
+) -> Result<(), tonic::transport::Error> {
     let (ready, connections) = mpsc::channel(16);
     tokio::spawn(socket::accept(listener, ready));
     let ending = ended(plane.clone());
@@ -84,4 +87,23 @@ fn listen(address: std::net::SocketAddr) -> io::Result<TcpListener> {
     socket.listen(1024)?;
     socket.set_nonblocking(true)?;
     TcpListener::from_std(socket.into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn both_families_share_a_port_and_a_taken_one_is_told() {
+        let four = bind("0.0.0.0:0".parse().unwrap()).unwrap();
+        let port = four.local_addr().unwrap().port();
+        let six = bind(format!("[::]:{port}").parse().unwrap());
+        // A machine without IPv6 can't say more about it.
+        assert!(six.as_ref().is_ok() || six.as_ref().is_err_and(|told| !told.contains("taken")), "{six:?}");
+        let told = bind(format!("127.0.0.1:{port}").parse().unwrap()).unwrap_err();
+        assert!(told.contains("already taken") && told.contains("--listen"), "{told}");
+        let told = bind("192.0.2.1:1".parse().unwrap()).unwrap_err();
+        assert!(told.contains("no interface"), "{told}");
+    }
 }

@@ -19,7 +19,9 @@ pub struct StateDir {
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// It can't be made, read or written.
-    #[error("state directory {path}: {action} failed: {source}; give a directory that this user may write with --state")]
+    #[error(
+        "state directory {path}: {action} failed: {source}; give a directory that this user may write with --state"
+    )]
     Io {
         /// The directory or the file in it.
         path: PathBuf,
@@ -29,7 +31,9 @@ pub enum StateError {
         source: io::Error,
     },
     /// Another user's directory, with keys that the other user could read or replace.
-    #[error("state directory {path}: belongs to UID {owner}, and this process is UID {own}; give a directory of this user with --state")]
+    #[error(
+        "state directory {path}: belongs to UID {owner}, and this process is UID {own}; give a directory of this user with --state"
+    )]
     ForeignOwner {
         /// The directory.
         path: PathBuf,
@@ -39,7 +43,9 @@ pub enum StateError {
         own: u32,
     },
     /// Another control plane holds it.
-    #[error("state directory {path}: in use by another control plane ({holder}); stop that one, or give another directory with --state")]
+    #[error(
+        "state directory {path}: in use by another control plane ({holder}); stop that one, or give another directory with --state"
+    )]
     InUse {
         /// The directory.
         path: PathBuf,
@@ -54,9 +60,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError`]: it can't be written, belongs to another user, or is in use.
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        let failed = |action| {
-            move |source| StateError::Io { path: path.to_owned(), action, source }
-        };
+        let failed = |action| move |source| StateError::Io { path: path.to_owned(), action, source };
         if !path.exists() {
             DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("making it"))?;
         }
@@ -150,7 +154,9 @@ mod tests {
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o700);
 
         let refused = StateDir::open(&path).unwrap_err();
-        assert!(matches!(&refused, StateError::InUse { holder, .. } if holder == &format!("process {}", std::process::id())));
+        assert!(
+            matches!(&refused, StateError::InUse { holder, .. } if holder == &format!("process {}", std::process::id()))
+        );
         assert!(refused.to_string().contains("--state"), "{refused}");
 
         drop(first);

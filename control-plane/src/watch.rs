@@ -25,7 +25,11 @@ const CHECK: Duration = Duration::from_secs(1);
 
 impl Plane {
     /// Serves one stream, in a task of its own.
-    pub(crate) fn watch(self: &Arc<Self>, caller: Caller, requests: Streaming<WatchRequest>) -> Result<Responses, Status> {
+    pub(crate) fn watch(
+        self: &Arc<Self>,
+        caller: Caller,
+        requests: Streaming<WatchRequest>,
+    ) -> Result<Responses, Status> {
         let bound = self.bind(caller.identity.as_ref()).map_err(|refused| {
             self.refuse(&caller, &refused);
             refused.status()
@@ -90,7 +94,13 @@ impl Plane {
                 }
                 Message::Ack(ack) => self.proxies.acknowledged(uid, &ack.name),
                 Message::Nack(nack) => {
-                    tracing::warn!(pod.uid = &**uid, resource = nack.name, version = nack.version, reason = nack.reason, "a proxy refused a resource");
+                    tracing::warn!(
+                        pod.uid = &**uid,
+                        resource = nack.name,
+                        version = nack.version,
+                        reason = nack.reason,
+                        "a proxy refused a resource"
+                    );
                     self.proxies.not_acknowledged(uid, nack);
                 }
                 Message::Report(report) => self.proxies.report(uid, report),
@@ -107,7 +117,10 @@ impl Plane {
             for name in chunk {
                 if name.len() > limits::RESOURCE_NAME_BYTES {
                     let start: String = name.chars().take(64).collect();
-                    session.refuse(&start, format!("a name of {} bytes; expected at most {}", name.len(), limits::RESOURCE_NAME_BYTES));
+                    session.refuse(
+                        &start,
+                        format!("a name of {} bytes; expected at most {}", name.len(), limits::RESOURCE_NAME_BYTES),
+                    );
                 } else if let Err(error) = session.subscribe(name) {
                     session.refuse(name, error.to_string());
                 }

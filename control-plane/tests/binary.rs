@@ -27,19 +27,18 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Starts the program and waits until it is ready.
+/// Starts the program and waits until it is ready, or has ended.
 fn ready(command: &mut Command) -> Child {
     let mut child = command.args(["--log-format", "json"]).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    loop {
-        let line = lines.next().expect("the program is ready before it ends").unwrap();
+    let told: Vec<String> =
+        lines.by_ref().map(Result::unwrap).take_while(|line| !line.contains("control plane ready")).collect();
+    for line in told {
         assert!(line.starts_with('{') && line.ends_with('}'), "a JSON object per line: {line}");
-        if line.contains("control plane ready") {
-            // Whoever closes the pipe would end the program at its next line.
-            std::thread::spawn(move || lines.for_each(drop));
-            return child;
-        }
     }
+    // Whoever closes the pipe would end the program at its next line.
+    std::thread::spawn(move || lines.for_each(drop));
+    child
 }
 
 fn terminate(mut child: Child) -> Option<i32> {

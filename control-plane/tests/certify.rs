@@ -6,7 +6,7 @@ mod rig;
 
 use std::time::Duration;
 
-use byrnie_identity::{KeyPair, Svid};
+use byrnie_identity::{KeyPair, Svid, authority::CertificateAuthority};
 use byrnie_proto::mesh::v1::{CertifyRequest, RevokeTokenRequest, identity_client::IdentityClient};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -122,7 +122,9 @@ async fn what_the_request_names_beside_its_key_counts_for_nothing() {
     let token = rig.token("web", "web-0", 0).await;
     let key = rcgen::KeyPair::generate().unwrap();
     let mut wish = rcgen::CertificateParams::new(vec!["evil.example".to_owned()]).unwrap();
-    wish.subject_alt_names.push(rcgen::SanType::URI("spiffe://cluster.local/ns/byrnie-system/sa/byrnie-control-plane".try_into().unwrap()));
+    wish.subject_alt_names.push(rcgen::SanType::URI(
+        "spiffe://cluster.local/ns/byrnie-system/sa/byrnie-control-plane".try_into().unwrap(),
+    ));
     let csr = wish.serialize_request(&key).unwrap();
     let channel = rig.channel(None).await.unwrap();
     let credential = Some(byrnie_proto::mesh::v1::certify_request::Credential::JoinToken(token));
@@ -139,10 +141,32 @@ async fn a_damaged_request_uses_no_token_up() {
     let token = rig.token("web", "web-0", 0).await;
     for csr in [Vec::new(), vec![0x30; 64], vec![0; 9000]] {
         let credential = Some(byrnie_proto::mesh::v1::certify_request::Credential::JoinToken(token.clone()));
-        let refused = IdentityClient::new(rig.channel(None).await.unwrap()).certify(CertifyRequest { csr, credential }).await.unwrap_err();
+        let refused = IdentityClient::new(rig.channel(None).await.unwrap())
+            .certify(CertifyRequest { csr, credential })
+            .await
+            .unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
     }
     rig.certify(Some(token), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_identity_of_another_authority_gets_no_connection_and_is_told() {
+    let rig = Rig::start().await;
+    let domain = "cluster.local".parse().unwrap();
+    let foreign = CertificateAuthority::create(domain, &rig.clock).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let id = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+    let issued = foreign.issue(&key.spki_der(), &id, Duration::from_secs(3600)).unwrap();
+    let svid = Svid::new(issued.chain, key).unwrap();
+    assert!(rig.certify(None, Some(&svid)).await.is_err());
+    assert!(rig.watch(Some(&svid)).await.is_err());
+    let refusals = rig.observe().await.refusals;
+    assert_eq!(refusals.len(), 2, "{refusals:?}");
+    assert!(
+        refusals.iter().all(|refusal| refusal.cause == "unknown-authority" && refusal.source == "127.0.0.1"),
+        "{refusals:?}"
+    );
 }
 
 #[tokio::test]

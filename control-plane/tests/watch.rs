@@ -6,8 +6,8 @@ mod rig;
 
 use byrnie_identity::{KeyPair, Svid};
 use byrnie_proto::mesh::v1::{
-    Ack, Destination, DestinationKind, Direction, Edge, EdgeKind, Meshed, Nack, ProxyStatus, Refusal, Report, resource::Body,
-    watch_request::Message,
+    Ack, Destination, DestinationKind, Direction, Edge, EdgeKind, Meshed, Nack, ProxyStatus, Refusal, Report,
+    resource::Body, watch_request::Message,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tonic::Code;
@@ -71,7 +71,12 @@ async fn a_changed_file_reaches_its_subscribers() {
     watch.until(name, |body| destination(body).endpoints.len() == 2).await;
     let policy = "apiVersion: byrnie.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: none, namespace: shop}\nspec: {action: Deny, rules: [{}]}\n";
     rig.write("policy.yaml", policy);
-    watch.until("self", |body| matches!(body, Body::Self_(own) if own.policies.as_ref().unwrap().authorization.len() == 1)).await;
+    watch
+        .until(
+            "self",
+            |body| matches!(body, Body::Self_(own) if own.policies.as_ref().unwrap().authorization.len() == 1),
+        )
+        .await;
     std::fs::remove_file(rig.path("source/more.yaml")).unwrap();
     watch.until(name, |body| destination(body).endpoints.len() == 1).await;
 }
@@ -122,7 +127,9 @@ async fn an_ingress_certificate_opens_neither_watch_nor_certify() {
     assert_eq!(rig.certify(None, Some(&svid)).await.unwrap_err().code(), Code::PermissionDenied);
     let observed = rig.observe().await;
     assert!(observed.refusals.iter().any(|refusal| refusal.cause == "not-a-proxy"));
-    assert!(observed.identities.iter().any(|identity| identity.workload == "ingress/nginx" && identity.pod_uid.is_empty()));
+    assert!(
+        observed.identities.iter().any(|identity| identity.workload == "ingress/nginx" && identity.pod_uid.is_empty())
+    );
 }
 
 #[tokio::test]
@@ -213,24 +220,48 @@ async fn reports_of_both_ends_are_one_edge_and_a_nack_shows() {
         handshakes: 1,
         ..Edge::default()
     };
-    let refusal = Refusal { source: "10.0.0.9:5".to_owned(), cause: "plaintext".to_owned(), at_ms: 1, direction: Direction::Inbound.into(), ..Refusal::default() };
+    let refusal = Refusal {
+        source: "10.0.0.9:5".to_owned(),
+        cause: "plaintext".to_owned(),
+        at_ms: 1,
+        direction: Direction::Inbound.into(),
+        ..Refusal::default()
+    };
     let status = Some(ProxyStatus { ready: true, ..ProxyStatus::default() });
     // The server's proxy knows an address only; and a proxy can't speak for a third.
-    client.send(Message::Report(Report { status: status.clone(), edges: vec![edge(Direction::Outbound, "shop/bank", "shop/orders-0")], ..Report::default() })).await;
+    client
+        .send(Message::Report(Report {
+            status: status.clone(),
+            edges: vec![edge(Direction::Outbound, "shop/bank", "shop/orders-0")],
+            ..Report::default()
+        }))
+        .await;
     server
-        .send(Message::Report(Report { status, edges: vec![edge(Direction::Inbound, "10.0.0.1", "shop/orders-0")], refusals: vec![refusal], ..Report::default() }))
+        .send(Message::Report(Report {
+            status,
+            edges: vec![edge(Direction::Inbound, "10.0.0.1", "shop/orders-0")],
+            refusals: vec![refusal],
+            ..Report::default()
+        }))
         .await;
     client.send(Message::Nack(Nack { name: "self".to_owned(), version: 1, reason: "malformed".to_owned() })).await;
     let observed = eventually("all is observed", async || {
         let observed = rig.observe().await;
         let nacked = observed.proxies.iter().any(|proxy| proxy.nacks == ["self: malformed"] && proxy.connected);
-        (nacked && observed.refusals.len() == 1 && observed.edges.first().is_some_and(|edge| edge.connections == 3)).then_some(observed)
+        (nacked && observed.refusals.len() == 1 && observed.edges.first().is_some_and(|edge| edge.connections == 3))
+            .then_some(observed)
     })
     .await;
     assert_eq!(observed.edges.len(), 1, "{:?}", observed.edges);
     let edge = &observed.edges[0];
     assert_eq!((edge.source.as_str(), edge.destination.as_str(), edge.secured), ("shop/web-0", "shop/orders-0", true));
-    assert_eq!((observed.refusals[0].source.as_str(), observed.refusals[0].destination.as_str()), ("10.0.0.9:5", "shop/orders-0"));
+    assert_eq!(
+        (observed.refusals[0].source.as_str(), observed.refusals[0].destination.as_str()),
+        ("10.0.0.9:5", "shop/orders-0")
+    );
     client.send(Message::Ack(Ack { name: "self".to_owned(), version: 2 })).await;
-    eventually("the nack is gone", async || rig.observe().await.proxies.iter().all(|proxy| proxy.nacks.is_empty()).then_some(())).await;
+    eventually("the nack is gone", async || {
+        rig.observe().await.proxies.iter().all(|proxy| proxy.nacks.is_empty()).then_some(())
+    })
+    .await;
 }

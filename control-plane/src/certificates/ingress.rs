@@ -56,7 +56,12 @@ pub(crate) async fn refresh(plane: &Plane, directory: &Path) -> BTreeSet<String>
     failures
 }
 
-async fn ensure(plane: &Plane, model: &Model, directory: &Path, wanted: &IngressCertificate) -> Result<(), CertificateError> {
+async fn ensure(
+    plane: &Plane,
+    model: &Model,
+    directory: &Path,
+    wanted: &IngressCertificate,
+) -> Result<(), CertificateError> {
     let folder = directory.join(&wanted.namespace).join(&wanted.service_account);
     let failed = |source: io::Error| CertificateError::File { path: folder.display().to_string(), source };
     if wanted.namespace == labels::SYSTEM_NAMESPACE {
@@ -68,7 +73,8 @@ async fn ensure(plane: &Plane, model: &Model, directory: &Path, wanted: &Ingress
     let roots = plane.authority.bundle().to_pem();
     if let Some(current) = plane.journal.newest(&holder) {
         let half = current.not_before + (current.not_after - current.not_before) / 2;
-        let written = std::fs::read_link(folder.join(DATA)).is_ok_and(|target| target == Path::new(&data_name(&current.serial)));
+        let written =
+            std::fs::read_link(folder.join(DATA)).is_ok_and(|target| target == Path::new(&data_name(&current.serial)));
         let trusted = std::fs::read(folder.join("ca.crt")).is_ok_and(|content| content == roots.as_bytes());
         if written && trusted && unix(plane.clock.wall()) < half {
             return Ok(());

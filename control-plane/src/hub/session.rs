@@ -5,8 +5,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bytes::Bytes;
 use byrnie_proto::mesh::v1::resource::Body;
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::Hub;
@@ -31,7 +31,10 @@ pub(super) struct Inbox {
 
 /// A subscription beyond the bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this proxy already subscribes to {} resources, which is the bound; unsubscribe from unused ones", limits::SUBSCRIPTIONS)]
+#[error(
+    "this proxy already subscribes to {} resources, which is the bound; unsubscribe from unused ones",
+    limits::SUBSCRIPTIONS
+)]
 pub struct TooManySubscriptions;
 
 impl Session {

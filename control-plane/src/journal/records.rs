@@ -70,10 +70,8 @@ impl Issuance {
         let record = IssuanceRecord::decode(bytes).map_err(|error| error.to_string())?;
         let kind = record.holder();
         let identity = record.identity.ok_or("an issuance without its identity")?;
-        let spiffe_id: SpiffeId = identity
-            .spiffe_id
-            .parse()
-            .map_err(|error| format!("SPIFFE ID {:?}: {error}", identity.spiffe_id))?;
+        let spiffe_id: SpiffeId =
+            identity.spiffe_id.parse().map_err(|error| format!("SPIFFE ID {:?}: {error}", identity.spiffe_id))?;
         let holder = match kind {
             HolderKind::Unspecified => return Err("an issuance without a holder".to_owned()),
             HolderKind::Pod => Holder::Pod(identity.pod_uid.into()),

@@ -115,7 +115,9 @@ fn open_database(path: &Path) -> Result<Database, String> {
             }
             Some(SCHEMA) => {}
             Some(other) => {
-                return Err(format!("has schema {other}, and this version reads schema {SCHEMA}: run the version that wrote it"));
+                return Err(format!(
+                    "has schema {other}, and this version reads schema {SCHEMA}: run the version that wrote it"
+                ));
             }
         }
         transaction.open_table(ISSUANCES).map_err(|error| text(&error))?;

@@ -44,7 +44,9 @@ pub struct NewToken {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Not a token of this control plane.
-    #[error("join token unknown: it was not made by this control plane, or its file is damaged; make one with `byrnie token create`")]
+    #[error(
+        "join token unknown: it was not made by this control plane, or its file is damaged; make one with `byrnie token create`"
+    )]
     Unknown,
     /// Somebody has used it.
     #[error("join token {id} already used: a token is good once; make a new one with `byrnie token create`")]
@@ -161,11 +163,8 @@ impl Token {
         if state == TokenState::Unspecified {
             return Err("a token without a state".to_owned());
         }
-        let binding = TokenBinding {
-            namespace: record.namespace,
-            service_account: record.service_account,
-            pod: record.pod,
-        };
+        let binding =
+            TokenBinding { namespace: record.namespace, service_account: record.service_account, pod: record.pod };
         Ok(Self { hash: record.hash, binding, expires: record.expires, state })
     }
 

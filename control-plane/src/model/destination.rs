@@ -47,7 +47,11 @@ impl Model {
         if let Some(pod) = self.by_address.get(&address) {
             return self.resolve_pod(pod, SocketAddr::new(address, dialled.port()));
         }
-        Resolved::nothing(if self.is_inside(address) { DestinationKind::UnknownInternal } else { DestinationKind::External })
+        Resolved::nothing(if self.is_inside(address) {
+            DestinationKind::UnknownInternal
+        } else {
+            DestinationKind::External
+        })
     }
 
     /// A pod's address stands for the pod. Behind a headless Service it is how the Service is called; the Service is
@@ -75,7 +79,8 @@ impl Model {
 impl Resolved {
     fn service(service: &Arc<ServiceFacts>, port: &PortFacts, dialled: IpAddr) -> Self {
         let serving = service.members.iter().filter(|member| member.ready);
-        let mut endpoints: Vec<ResolvedEndpoint> = serving.filter_map(|member| endpoint(member, port, dialled)).collect();
+        let mut endpoints: Vec<ResolvedEndpoint> =
+            serving.filter_map(|member| endpoint(member, port, dialled)).collect();
         endpoints.sort_by_key(|endpoint| endpoint.address);
         endpoints.dedup_by_key(|endpoint| endpoint.address);
         Self { kind: DestinationKind::Service, service: service.place.clone(), protocol: port.protocol, endpoints }
@@ -94,5 +99,9 @@ fn endpoint(member: &Member, port: &PortFacts, dialled: IpAddr) -> Option<Resolv
         None => member.pod.addresses.iter().find(same_family),
     }?;
     let target = member.target(port)?;
-    Some(ResolvedEndpoint { pod: member.pod.clone(), address: SocketAddr::new(*address, target), terminating: member.terminating })
+    Some(ResolvedEndpoint {
+        pod: member.pod.clone(),
+        address: SocketAddr::new(*address, target),
+        terminating: member.terminating,
+    })
 }

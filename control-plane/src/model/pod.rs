@@ -57,10 +57,18 @@ impl PodFacts {
     ///
     /// # Errors
     /// Why it can't be in the model.
-    pub(super) fn read(pod: &Pod, namespace: &str, name: &str, trust_domain: &TrustDomain) -> Result<(Self, Vec<String>), String> {
+    pub(super) fn read(
+        pod: &Pod,
+        namespace: &str,
+        name: &str,
+        trust_domain: &TrustDomain,
+    ) -> Result<(Self, Vec<String>), String> {
         let spec = pod.spec.as_ref().ok_or("spec: expected a pod's, found none")?;
         if spec.host_network == Some(true) {
-            return Err("spec.hostNetwork: not supported yet; the pod shares its node's address and stays outside of the mesh".to_owned());
+            return Err(
+                "spec.hostNetwork: not supported yet; the pod shares its node's address and stays outside of the mesh"
+                    .to_owned(),
+            );
         }
         let service_account = spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
         let spiffe_id = SpiffeId::workload(trust_domain, namespace, service_account)
@@ -110,7 +118,11 @@ impl PodFacts {
 fn uid(pod: &Pod, namespace: &str, name: &str) -> Result<Arc<str>, String> {
     if let Some(uid) = pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty()) {
         let plain = uid.len() <= 128 && uid.bytes().all(|byte| byte.is_ascii_graphic());
-        return if plain { Ok(uid.into()) } else { Err("metadata.uid: expected at most 128 printable ASCII characters".to_owned()) };
+        return if plain {
+            Ok(uid.into())
+        } else {
+            Err("metadata.uid: expected at most 128 printable ASCII characters".to_owned())
+        };
     }
     let hash = digest::digest(&digest::SHA256, format!("pod {namespace}/{name}").as_bytes());
     let mut bytes = [0_u8; 16];
@@ -132,7 +144,8 @@ fn addresses(pod: &Pod) -> Result<Vec<IpAddr>, String> {
     let listed = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
     let mut addresses: Vec<IpAddr> = Vec::new();
     for text in status.pod_ip.as_deref().into_iter().chain(listed).filter(|text| !text.is_empty()) {
-        let address: IpAddr = text.parse().map_err(|_| format!("status.podIPs: expected IP addresses, found {text:?}"))?;
+        let address: IpAddr =
+            text.parse().map_err(|_| format!("status.podIPs: expected IP addresses, found {text:?}"))?;
         if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
             return Err(format!("status.podIPs: {address} can be no pod's address"));
         }
@@ -175,7 +188,8 @@ fn named_ports(pod: &Pod) -> HashMap<String, u16> {
     let Some(spec) = &pod.spec else {
         return HashMap::new();
     };
-    let sidecars = spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let sidecars =
+        spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
     let containers: Vec<&Container> = spec.containers.iter().chain(sidecars).collect();
     let ports = containers.iter().flat_map(|container| container.ports.iter().flatten());
     let tcp = ports.filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));

@@ -85,7 +85,9 @@ impl ServiceFacts {
         for port in spec.ports.iter().flatten() {
             match port.protocol.as_deref() {
                 None | Some("TCP") => ports.push(PortFacts::read(port)?),
-                Some(other) => notes.push(format!("port {}: {other} is not carried by the mesh; it goes as it is", port.port)),
+                Some(other) => {
+                    notes.push(format!("port {}: {other} is not carried by the mesh; it goes as it is", port.port))
+                }
             }
         }
         let facts = Self {
@@ -108,13 +110,17 @@ impl ServiceFacts {
     /// Whether its selector, if it has one, selects the pod.
     pub(super) fn selects(&self, pod: &PodFacts) -> bool {
         self.namespace == pod.namespace
-            && self.selector.as_ref().is_some_and(|selector| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value)))
+            && self
+                .selector
+                .as_ref()
+                .is_some_and(|selector| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value)))
     }
 }
 
 impl PortFacts {
     fn read(port: &ServicePort) -> Result<Self, String> {
-        let number = port_number(port.port).ok_or_else(|| format!("spec.ports: expected a port from 1 to 65535, found {}", port.port))?;
+        let number = port_number(port.port)
+            .ok_or_else(|| format!("spec.ports: expected a port from 1 to 65535, found {}", port.port))?;
         let target = match &port.target_port {
             None => Target::Number(number),
             Some(IntOrString::String(name)) => Target::Name(name.clone()),
@@ -170,7 +176,9 @@ pub(super) fn slice_members(
         };
         let address: IpAddr = text.parse().map_err(|_| format!("endpoints: expected IP addresses, found {text:?}"))?;
         let Some(pod) = pod_at(address) else {
-            notes.push(format!("endpoint {address}: not supported yet, because it is no pod's address; it gets no connections"));
+            notes.push(format!(
+                "endpoint {address}: not supported yet, because it is no pod's address; it gets no connections"
+            ));
             continue;
         };
         members.push(Member {
@@ -211,14 +219,19 @@ fn cluster_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>, String> {
         if matches!(text, "" | "None") {
             continue;
         }
-        let address: IpAddr = text.parse().map_err(|_| format!("spec.clusterIP: expected an IP address or None, found {text:?}"))?;
+        let address: IpAddr =
+            text.parse().map_err(|_| format!("spec.clusterIP: expected an IP address or None, found {text:?}"))?;
         if !addresses.contains(&address) {
             addresses.push(address);
         }
     }
-    let headless = spec.cluster_ip.as_deref() == Some("None") || spec.cluster_ips.iter().flatten().any(|text| text == "None");
+    let headless =
+        spec.cluster_ip.as_deref() == Some("None") || spec.cluster_ips.iter().flatten().any(|text| text == "None");
     match (addresses.is_empty(), headless) {
-        (true, false) => Err("spec.clusterIP: expected an IP address or None, found nothing: a source allocates no addresses".to_owned()),
+        (true, false) => {
+            Err("spec.clusterIP: expected an IP address or None, found nothing: a source allocates no addresses"
+                .to_owned())
+        }
         (false, true) => Err("spec.clusterIPs: expected addresses or None, found both".to_owned()),
         _ => Ok(addresses),
     }
@@ -231,8 +244,11 @@ fn app_protocol(name: &str) -> AppProtocol {
         "http" | "kubernetes.io/ws" => AppProtocol::Http,
         "h2c" | "http2" | "kubernetes.io/h2c" => AppProtocol::H2c,
         "grpc" => AppProtocol::Grpc,
-        "tcp" | "tls" | "https" | "kubernetes.io/wss" | "redis" | "postgres" | "postgresql" | "mongo" | "mongodb" | "amqp" => AppProtocol::Tcp,
-        "byrnie.dev/server-first" | "mysql" | "smtp" | "submission" | "ssh" | "ftp" | "imap" | "imap2" | "pop3" => AppProtocol::ServerFirst,
+        "tcp" | "tls" | "https" | "kubernetes.io/wss" | "redis" | "postgres" | "postgresql" | "mongo" | "mongodb"
+        | "amqp" => AppProtocol::Tcp,
+        "byrnie.dev/server-first" | "mysql" | "smtp" | "submission" | "ssh" | "ftp" | "imap" | "imap2" | "pop3" => {
+            AppProtocol::ServerFirst
+        }
         _ => AppProtocol::Unspecified,
     }
 }

@@ -44,7 +44,9 @@ impl View for MeshView {
             return self.bundle(trust_domain);
         }
         let Some(text) = name.strip_prefix(DESTINATION) else {
-            return Body::Error(format!("{name:?} is no resource; expected `self`, `bundle/<trust domain>` or `destination/<ip>:<port>`"));
+            return Body::Error(format!(
+                "{name:?} is no resource; expected `self`, `bundle/<trust domain>` or `destination/<ip>:<port>`"
+            ));
         };
         match text.parse::<SocketAddr>() {
             Ok(dialled) if dialled.port() != 0 => Body::Destination(self.destination(dialled, viewer)),
@@ -68,7 +70,8 @@ impl MeshView {
         };
         let settings = &self.model.settings;
         let networks = |list: &[ipnet::IpNet]| list.iter().map(ToString::to_string).collect();
-        let port = |(port, protocol): (&u16, &_)| DeclaredPort { port: u32::from(*port), protocol: i32::from(*protocol) };
+        let port =
+            |(port, protocol): (&u16, &_)| DeclaredPort { port: u32::from(*port), protocol: i32::from(*protocol) };
         Body::Self_(Self_ {
             workload: pod.workload.to_string(),
             spiffe_id: pod.spiffe_id.to_string(),
@@ -85,7 +88,10 @@ impl MeshView {
         if trust_domain == self.bundle.trust_domain().as_str() {
             Body::Bundle(Bundle::from(&self.bundle))
         } else {
-            Body::Error(format!("trust domain {trust_domain:?} is not known here; this is {}", self.bundle.trust_domain()))
+            Body::Error(format!(
+                "trust domain {trust_domain:?} is not known here; this is {}",
+                self.bundle.trust_domain()
+            ))
         }
     }
 

@@ -47,7 +47,8 @@ pub(super) fn egress(reports: &[(Arc<str>, Report)]) -> Vec<EgressRecord> {
             *count = count.saturating_add(record.connections);
         }
     }
-    let record = |((source, dialled, allowed, rule), connections)| EgressRecord { source, dialled, allowed, rule, connections };
+    let record =
+        |((source, dialled, allowed, rule), connections)| EgressRecord { source, dialled, allowed, rule, connections };
     merged.into_iter().map(record).collect()
 }
 
@@ -72,7 +73,8 @@ impl End {
             self.unsecured |= !edge.secured || edge.plaintext_connections > 0;
         }
         let sum = &mut self.edge;
-        self.contradiction |= differ(&sum.source_id, &edge.source_id) || differ(&sum.destination_id, &edge.destination_id);
+        self.contradiction |=
+            differ(&sum.source_id, &edge.source_id) || differ(&sum.destination_id, &edge.destination_id);
         sum.connections = sum.connections.saturating_add(edge.connections);
         sum.handshakes = sum.handshakes.saturating_add(edge.handshakes);
         sum.plaintext_connections = sum.plaintext_connections.saturating_add(edge.plaintext_connections);

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use byrnie_identity::SpiffeId;
 use byrnie_proto::mesh::v1::{
-    Bundle, CreateTokenRequest, CreateTokenResponse, ObserveRequest, ObserveResponse, RevokeTokenRequest, RevokeTokenResponse,
+    Bundle, CreateTokenRequest, CreateTokenResponse, ObserveRequest, ObserveResponse, RevokeTokenRequest,
+    RevokeTokenResponse,
     administration_server::{Administration, AdministrationServer},
 };
 use tonic::{Request, Response, Status};
@@ -43,26 +44,43 @@ impl Administration for AdministrationService {
         }))
     }
 
-    async fn create_token(&self, request: Request<CreateTokenRequest>) -> Result<Response<CreateTokenResponse>, Status> {
+    async fn create_token(
+        &self,
+        request: Request<CreateTokenRequest>,
+    ) -> Result<Response<CreateTokenResponse>, Status> {
         let CreateTokenRequest { namespace, service_account, pod, ttl_seconds } = request.into_inner();
         if let Err(error) = SpiffeId::workload(self.0.authority.trust_domain(), &namespace, &service_account) {
             return Err(Status::invalid_argument(format!("namespace and service account make no SPIFFE ID: {error}")));
         }
         if !is_subdomain(&pod) {
-            return Err(Status::invalid_argument(format!("pod: expected a name of at most 253 lower-case letters, digits, `-` and `.`, found {pod:?}")));
+            return Err(Status::invalid_argument(format!(
+                "pod: expected a name of at most 253 lower-case letters, digits, `-` and `.`, found {pod:?}"
+            )));
         }
         let ttl = Duration::from_secs(u64::from(ttl_seconds));
         if ttl > limits::TOKEN_TTL_MAX {
-            return Err(Status::invalid_argument(format!("ttl: expected at most {} s, found {ttl_seconds}", limits::TOKEN_TTL_MAX.as_secs())));
+            return Err(Status::invalid_argument(format!(
+                "ttl: expected at most {} s, found {ttl_seconds}",
+                limits::TOKEN_TTL_MAX.as_secs()
+            )));
         }
         let binding = TokenBinding { namespace, service_account, pod };
         let made = self.0.journal.create_token(binding.clone(), ttl).await.map_err(status)?;
         let (id, pod) = (made.id.as_str(), format!("{}/{}", binding.namespace, binding.pod));
-        tracing::info!(token = id, pod, service_account = binding.service_account, expires = made.expires, "join token made");
+        tracing::info!(
+            token = id,
+            pod,
+            service_account = binding.service_account,
+            expires = made.expires,
+            "join token made"
+        );
         Ok(Response::new(CreateTokenResponse { token: made.token.to_string(), expires: made.expires, id: made.id }))
     }
 
-    async fn revoke_token(&self, request: Request<RevokeTokenRequest>) -> Result<Response<RevokeTokenResponse>, Status> {
+    async fn revoke_token(
+        &self,
+        request: Request<RevokeTokenRequest>,
+    ) -> Result<Response<RevokeTokenResponse>, Status> {
         let id = request.into_inner().id;
         if !self.0.journal.revoke_token(&id).await.map_err(status)? {
             return Err(Status::not_found(format!("no join token {id:?} is on record")));

@@ -1,7 +1,7 @@
 //! Sends the shared bytes of resources as they are; tonic's own codec would encode them once per subscriber.
 
-use bytes::{BufMut, Bytes};
 use byrnie_proto::mesh::v1::WatchRequest;
+use bytes::{BufMut, Bytes};
 use prost::Message;
 use tonic::{
     Status,

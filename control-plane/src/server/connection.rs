@@ -92,7 +92,8 @@ impl Acceptor {
         };
         let (acceptor, ready) = (self.clone(), ready.clone());
         tokio::spawn(async move {
-            let shaken = tokio::time::timeout(limits::TLS_HANDSHAKE, acceptor.shake_hands(stream, address, place)).await;
+            let shaken =
+                tokio::time::timeout(limits::TLS_HANDSHAKE, acceptor.shake_hands(stream, address, place)).await;
             drop((permit, turn));
             match shaken {
                 Ok(Ok(connection)) => {
@@ -108,7 +109,12 @@ impl Acceptor {
         });
     }
 
-    async fn shake_hands(&self, stream: TcpStream, address: SocketAddr, place: OwnedSemaphorePermit) -> io::Result<Connection> {
+    async fn shake_hands(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        place: OwnedSemaphorePermit,
+    ) -> io::Result<Connection> {
         stream.set_nodelay(true)?;
         let stream = TlsAcceptor::from(self.config.load_full()).accept(stream).await?;
         let identity = match stream.get_ref().1.peer_certificates() {

@@ -40,7 +40,8 @@ type Answer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl Routes {
     pub(super) fn new(plane: Arc<Plane>) -> Self {
-        let identity = IdentityServer::new(IdentityService(plane.clone())).max_decoding_message_size(limits::CSR_BYTES * 2);
+        let identity =
+            IdentityServer::new(IdentityService(plane.clone())).max_decoding_message_size(limits::CSR_BYTES * 2);
         Self { plane, identity }
     }
 }

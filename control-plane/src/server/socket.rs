@@ -19,7 +19,11 @@ use tokio::{
 pub(crate) fn bind(path: &Path) -> Result<UnixListener, String> {
     let place = path.display();
     match BlockingStream::connect(path) {
-        Ok(_) => return Err(format!("{place}: another process listens on this socket; stop it, or give another path with --socket")),
+        Ok(_) => {
+            return Err(format!(
+                "{place}: another process listens on this socket; stop it, or give another path with --socket"
+            ));
+        }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).map_err(|error| format!("{place}: an old socket can't be removed: {error}"))?;
         }
@@ -28,7 +32,8 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener, String> {
     }
     let hint = "give a path of at most 107 bytes in a directory that this user may write with --socket";
     let listener = UnixListener::bind(path).map_err(|error| format!("{place}: {error}; {hint}"))?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|error| format!("{place}: {error}; {hint}"))?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o600))
+        .map_err(|error| format!("{place}: {error}; {hint}"))?;
     Ok(listener)
 }
 

@@ -103,6 +103,8 @@ struct Known {
     /// What holds: the last content that was sound, or, where there never was any, what is sound in the present one.
     holds: Vec<(ObjectKey, Stored)>,
     problems: Vec<Problem>,
+    /// It was not there at the last look. Editors that replace a file leave its name empty for a moment.
+    missed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -140,24 +142,30 @@ impl Files {
             scanned.unsettled |= !settled;
             scanned.changed |= self.read(path, metadata, settled.then_some(fingerprint));
         }
-        scanned.changed |= self.drop_missing(&found, &lost);
+        self.drop_missing(&found, &lost, &mut scanned);
         watcher.forget_missing(|path| found.contains_key(path));
         scanned
     }
 
     /// A file that is gone takes its objects with it; one whose folder can't be listed keeps them.
-    fn drop_missing(&mut self, found: &BTreeMap<PathBuf, std::fs::Metadata>, lost: &[(PathBuf, String)]) -> bool {
-        let mut changed = self.lost != lost;
+    fn drop_missing(
+        &mut self,
+        found: &BTreeMap<PathBuf, std::fs::Metadata>,
+        lost: &[(PathBuf, String)],
+        scanned: &mut Scanned,
+    ) {
+        scanned.changed |= self.lost != lost;
         for (folder, reason) in lost.iter().filter(|place| !self.lost.contains(place)) {
             tracing::error!(file = %folder.display(), reason, "source refused");
         }
         self.lost = lost.to_vec();
-        self.known.retain(|path, _| {
-            let keep = found.contains_key(path) || lost.iter().any(|(folder, _)| path.starts_with(folder));
-            changed |= !keep;
-            keep
+        self.known.retain(|path, known| {
+            let present = found.contains_key(path) || lost.iter().any(|(folder, _)| path.starts_with(folder));
+            let missed_before = std::mem::replace(&mut known.missed, !present);
+            scanned.unsettled |= !present && !missed_before;
+            scanned.changed |= !present && missed_before;
+            present || !missed_before
         });
-        changed
     }
 
     fn read(&mut self, path: &Path, metadata: &std::fs::Metadata, fingerprint: Option<Fingerprint>) -> bool {
@@ -168,12 +176,14 @@ impl Files {
             good: false,
             holds: Vec::new(),
             problems: Vec::new(),
+            missed: false,
         });
         known.fingerprint = fingerprint;
         match read_bounded(path, metadata) {
-            Ok(text) if text.trim().is_empty() && known.good => {
-                known.keep("the file is empty; its last good content stays in force; delete the file to take its objects away".to_owned())
-            }
+            Ok(text) if text.trim().is_empty() && known.good => known.keep(
+                "the file is empty; its last good content stays in force; delete the file to take its objects away"
+                    .to_owned(),
+            ),
             Ok(text) => known.take(document::parse(&name, &text)),
             Err(reason) => {
                 let held = if known.good { "; its last good content stays in force" } else { "" };
@@ -200,7 +210,10 @@ impl Files {
                     objects.items.insert(key.clone(), stored.clone());
                     continue;
                 };
-                let message = format!("a second object of this kind and name; the one of {}:{} is in force; remove one of them", first.file, first.line);
+                let message = format!(
+                    "a second object of this kind and name; the one of {}:{} is in force; remove one of them",
+                    first.file, first.line
+                );
                 objects.problems.push(Problem {
                     file: stored.file.clone(),
                     line: stored.line,
@@ -219,7 +232,8 @@ impl Known {
         let Parsed { objects, broken, mut unsupported, stand_ins } = parsed;
         let damaged = !broken.is_empty();
         if damaged && self.good {
-            self.problems.extend(broken.into_iter().map(|problem| problem.with("the file's last good content stays in force")));
+            self.problems
+                .extend(broken.into_iter().map(|problem| problem.with("the file's last good content stays in force")));
         } else {
             let held = std::mem::replace(&mut self.holds, objects);
             for (key, stand_in) in stand_ins {
@@ -338,9 +352,14 @@ fn read_bounded(path: &Path, metadata: &std::fs::Metadata) -> Result<String, Str
     }
     let mut content = Vec::new();
     let file = File::open(path).map_err(|error| format!("can't be read: {error}"))?;
-    file.take(limits::SOURCE_FILE_BYTES + 1).read_to_end(&mut content).map_err(|error| format!("can't be read: {error}"))?;
+    file.take(limits::SOURCE_FILE_BYTES + 1)
+        .read_to_end(&mut content)
+        .map_err(|error| format!("can't be read: {error}"))?;
     if content.len() as u64 > limits::SOURCE_FILE_BYTES {
-        return Err(format!("larger than {} MiB, which is the bound for one file; split it", limits::SOURCE_FILE_BYTES >> 20));
+        return Err(format!(
+            "larger than {} MiB, which is the bound for one file; split it",
+            limits::SOURCE_FILE_BYTES >> 20
+        ));
     }
     String::from_utf8(content).map_err(|error| {
         let line = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();

@@ -40,7 +40,12 @@ pub(super) fn parse(file: &Arc<str>, text: &str) -> Parsed {
                 if let Some(stand_in) = refused.stand_in {
                     parsed.stand_ins.push((key_of(&stand_in), store(Object::Mesh(stand_in))));
                 }
-                let problem = Problem { file: file.clone(), line: refused.line, object: refused.object, message: refused.message };
+                let problem = Problem {
+                    file: file.clone(),
+                    line: refused.line,
+                    object: refused.object,
+                    message: refused.message,
+                };
                 let problems = if refused.unsupported { &mut parsed.unsupported } else { &mut parsed.broken };
                 problems.push(problem);
             }
@@ -87,7 +92,9 @@ fn documents(text: &str) -> Vec<Document<'_>> {
     let (mut start, mut start_line) = (0, 1);
     let (mut offset, mut line) = (0, 1);
     for content in text.split_inclusive('\n') {
-        let marker = content.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        let marker = content
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if marker {
             documents.push(Document { text: text.get(start..offset).unwrap_or_default(), line: start_line });
             (start, start_line) = (offset, line);
@@ -124,23 +131,30 @@ impl Document<'_> {
     fn refused(&self, error: &serde_saphyr::Error, object: Option<&ObjectKey>) -> Refused {
         let line = error.location().map_or(self.line, |location| location.line());
         let message = error.without_snippet().to_string().replace('\n', " ");
-        Refused { line, object: object.cloned(), message, unsupported: false, stand_in: self.guess_policy().map(Box::new) }
+        let guess = self.guess();
+        let stand_in = guess.as_ref().and_then(stand_in).map(Box::new);
+        Refused { line, object: object.cloned().or(guess), message, unsupported: false, stand_in }
     }
 
-    /// Text that is no YAML may still show that it was to be a policy.
-    fn guess_policy(&self) -> Option<byrnie_api::Object> {
+    /// Text that is no YAML may still show what it was to be.
+    fn guess(&self) -> Option<ObjectKey> {
         let field = |prefix: &str| {
             let line = self.text.lines().find_map(|line| line.strip_prefix(prefix));
             line.map(|value| value.split(" #").next().unwrap_or(value).trim().trim_matches(['"', '\'']).to_owned())
         };
-        let kind = field("kind:")?.parse().ok()?;
-        if !matches!(kind, Kind::MtlsPolicy | Kind::AuthorizationPolicy) {
-            return None;
-        }
-        let namespace = field("  namespace:").unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
-        let name = field("  name:").unwrap_or_default();
-        Some(byrnie_api::Object::Refused(RefusedPolicy { kind, namespace, name, selector: None }))
+        let kind =
+            field("kind:").filter(|kind| !kind.is_empty() && kind.bytes().all(|byte| byte.is_ascii_alphanumeric()))?;
+        let cluster = matches!(kind.as_str(), "Namespace" | "MeshConfig");
+        let namespace =
+            field("  namespace:").unwrap_or_else(|| if cluster { String::new() } else { DEFAULT_NAMESPACE.to_owned() });
+        Some(ObjectKey { kind, namespace, name: field("  name:").unwrap_or_default() })
     }
+}
+
+fn stand_in(guess: &ObjectKey) -> Option<byrnie_api::Object> {
+    let kind = guess.kind.parse().ok().filter(|kind| matches!(kind, Kind::MtlsPolicy | Kind::AuthorizationPolicy))?;
+    let (namespace, name) = (guess.namespace.clone(), guess.name.clone());
+    Some(byrnie_api::Object::Refused(RefusedPolicy { kind, namespace, name, selector: None }))
 }
 
 fn read(document: &Document<'_>) -> Result<(ObjectKey, Object), Refused> {
@@ -157,7 +171,8 @@ fn read(document: &Document<'_>) -> Result<(ObjectKey, Object), Refused> {
     }
     let Some((api_version, scope)) = known(&head.kind) else {
         let key = key(&head, Scope::Namespace);
-        let message = format!("kind {} of {}: not supported yet; nothing of it is in force", head.kind, head.api_version);
+        let message =
+            format!("kind {} of {}: not supported yet; nothing of it is in force", head.kind, head.api_version);
         return Err(refused(Some(key), message, true));
     };
     let key = key(&head, scope);
@@ -259,7 +274,8 @@ mod tests {
 
     #[test]
     fn json_is_read_like_yaml() {
-        let parsed = parsed("{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Namespace\", \"metadata\": {\"name\": \"shop\"}}");
+        let parsed =
+            parsed("{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Namespace\", \"metadata\": {\"name\": \"shop\"}}");
         assert!(parsed.broken.is_empty(), "{:?}", parsed.broken);
         assert_eq!(parsed.objects[0].0.to_string(), "Namespace shop");
     }
@@ -283,7 +299,9 @@ mod tests {
 
     #[test]
     fn a_policy_that_nobody_can_read_is_stood_in_for() {
-        let parsed = parsed("apiVersion: byrnie.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: guard\n  namespace: shop # ours\nspec: [\n---\napiVersion: byrnie.dev/v1alpha1\nkind: MtlsPolicy\nmetadata: {name: m, namespace: shop}\nspec: {mode: Sometimes}\n");
+        let parsed = parsed(
+            "apiVersion: byrnie.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: guard\n  namespace: shop # ours\nspec: [\n---\napiVersion: byrnie.dev/v1alpha1\nkind: MtlsPolicy\nmetadata: {name: m, namespace: shop}\nspec: {mode: Sometimes}\n",
+        );
         assert_eq!(parsed.broken.len(), 2);
         let names: Vec<_> = parsed.stand_ins.iter().map(|(key, _)| key.to_string()).collect();
         assert_eq!(names, ["AuthorizationPolicy shop/guard", "MtlsPolicy shop/m"]);
@@ -291,7 +309,9 @@ mod tests {
 
     #[test]
     fn unknown_kinds_and_versions_are_refused_as_not_supported_yet() {
-        let parsed = parsed("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\napiVersion: v2\nkind: Pod\nmetadata: {name: web}\n");
+        let parsed = parsed(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\napiVersion: v2\nkind: Pod\nmetadata: {name: web}\n",
+        );
         assert!(parsed.broken.is_empty() && parsed.objects.is_empty());
         assert_eq!(parsed.unsupported.len(), 2);
         assert!(parsed.unsupported.iter().all(|problem| problem.message.contains("not supported yet")));

@@ -101,7 +101,10 @@ impl Watcher {
         // No events at all stand for an error, and an error for lost events.
         let mut changed = events.is_empty();
         for event in events {
-            changed |= !matches!(event.kind, EventKind::Access(AccessKind::Open(_) | AccessKind::Read | AccessKind::Close(AccessMode::Read)));
+            changed |= !matches!(
+                event.kind,
+                EventKind::Access(AccessKind::Open(_) | AccessKind::Read | AccessKind::Close(AccessMode::Read))
+            );
             for path in event.paths {
                 match event.kind {
                     EventKind::Create(CreateKind::File) | EventKind::Modify(ModifyKind::Data(_)) => {

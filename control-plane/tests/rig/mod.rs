@@ -11,11 +11,13 @@ use std::{
 };
 
 use byrnie_control_plane::{ControlPlane, Options};
-use byrnie_identity::{Clock, KeyPair, ManualClock, Svid, SvidVerifier, TrustBundle, TrustBundles, TrustDomain, control_plane_id, tls};
+use byrnie_identity::{
+    Clock, KeyPair, ManualClock, Svid, SvidVerifier, TrustBundle, TrustBundles, TrustDomain, control_plane_id, tls,
+};
 use byrnie_proto::mesh::v1::{
-    CertifyRequest, CreateTokenRequest, Hello, ObserveRequest, ObserveResponse, Resource, Subscribe, WatchRequest, WatchResponse,
-    administration_client::AdministrationClient, certify_request::Credential, identity_client::IdentityClient,
-    mesh_client::MeshClient, resource::Body, watch_request::Message,
+    CertifyRequest, CreateTokenRequest, Hello, ObserveRequest, ObserveResponse, Resource, Subscribe, WatchRequest,
+    WatchResponse, administration_client::AdministrationClient, certify_request::Credential,
+    identity_client::IdentityClient, mesh_client::MeshClient, resource::Body, watch_request::Message,
 };
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -101,7 +103,9 @@ impl Rig {
             match ControlPlane::start(self.options()).await {
                 Ok(plane) => break plane,
                 // The journal's file is released by a thread that outlives its control plane for a moment.
-                Err(problems) if problems.to_string().contains("journal") => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(problems) if problems.to_string().contains("journal") => {
+                    tokio::time::sleep(Duration::from_millis(10)).await
+                }
                 Err(problems) => panic!("{problems}"),
             }
         };
@@ -134,7 +138,8 @@ impl Rig {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         };
-        let channel = Endpoint::from_static("http://control").connect_with_connector(service_fn(connect)).await.unwrap();
+        let channel =
+            Endpoint::from_static("http://control").connect_with_connector(service_fn(connect)).await.unwrap();
         AdministrationClient::new(channel)
     }
 
@@ -229,7 +234,8 @@ impl Watch {
     /// The next resource, or how the stream ended.
     pub async fn next(&mut self) -> Result<Resource, Status> {
         while self.pending.is_empty() {
-            let response = tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("an answer in time")?;
+            let response =
+                tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("an answer in time")?;
             let Some(response) = response else {
                 return Err(Status::ok("ended"));
             };

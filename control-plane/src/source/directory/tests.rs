@@ -39,11 +39,16 @@ fn files_are_read_recursively_and_followed() {
     assert_eq!(names(&source.objects().borrow()), ["Namespace a", "Namespace b"]);
 
     std::fs::create_dir(home.path().join("new")).unwrap();
-    std::fs::write(home.path().join("new/c.json"), "{\"apiVersion\":\"v1\",\"kind\":\"Namespace\",\"metadata\":{\"name\":\"c\"}}").unwrap();
+    std::fs::write(
+        home.path().join("new/c.json"),
+        "{\"apiVersion\":\"v1\",\"kind\":\"Namespace\",\"metadata\":{\"name\":\"c\"}}",
+    )
+    .unwrap();
     until(&source, |objects| objects.items.len() == 3);
     std::fs::rename(home.path().join("deep/b.yml"), home.path().join("deep/b.txt")).unwrap();
     std::fs::write(home.path().join("a.yaml"), namespace("z")).unwrap();
-    let objects = until(&source, |objects| names(objects).contains(&"Namespace z".to_owned()) && objects.items.len() == 2);
+    let objects =
+        until(&source, |objects| names(objects).contains(&"Namespace z".to_owned()) && objects.items.len() == 2);
     assert_eq!(names(&objects), ["Namespace c", "Namespace z"]);
 }
 
@@ -53,7 +58,9 @@ fn a_damaged_or_emptied_file_keeps_what_it_said_last() {
     let path = home.path().join("a.yaml");
     std::fs::write(&path, format!("{}---\n{SERVICE}", namespace("a"))).unwrap();
     let source = DirectorySource::open(home.path()).unwrap();
-    for damaged in [format!("{}---\n{}", namespace("b"), &SERVICE[..SERVICE.len() - 9]), String::new(), "\u{0}".to_owned()] {
+    for damaged in
+        [format!("{}---\n{}", namespace("b"), &SERVICE[..SERVICE.len() - 9]), String::new(), "\u{0}".to_owned()]
+    {
         std::fs::write(&path, damaged).unwrap();
         let objects = until(&source, |objects| !objects.problems.is_empty());
         assert_eq!(names(&objects), ["Namespace a", "Service shop/web"]);
@@ -76,12 +83,28 @@ fn a_file_that_somebody_is_still_writing_is_waited_for() {
     // Sound as it stands, and only half of what is meant.
     file.write_all(namespace("b").as_bytes()).unwrap();
     file.flush().unwrap();
-    std::thread::sleep(limits::SOURCE_DEBOUNCE * 5);
+    // As long as a file that nobody writes would take several times over.
+    std::thread::sleep(limits::SOURCE_DEBOUNCE * 7);
     assert_eq!(names(&source.objects().borrow()), ["Namespace a"]);
     file.write_all(format!("---\n{}", namespace("c")).as_bytes()).unwrap();
     drop(file);
     let objects = until(&source, |objects| !names(objects).contains(&"Namespace a".to_owned()));
     assert_eq!(names(&objects), ["Namespace b", "Namespace c"]);
+}
+
+#[test]
+fn a_file_that_is_replaced_by_a_new_one_never_seems_gone() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("a.yaml");
+    std::fs::write(&path, namespace("a")).unwrap();
+    let mut files = Files { root: home.path().to_owned(), known: BTreeMap::new(), lost: Vec::new() };
+    let (mut watcher, _end) = Watcher::start(home.path());
+    files.scan(&mut watcher);
+    std::fs::remove_file(&path).unwrap();
+    let scanned = files.scan(&mut watcher);
+    assert!(scanned.unsettled && !scanned.changed && files.objects().items.len() == 1);
+    let scanned = files.scan(&mut watcher);
+    assert!(scanned.changed && files.objects().items.is_empty());
 }
 
 #[test]
@@ -109,14 +132,19 @@ fn of_two_objects_of_one_name_the_first_is_in_force_and_the_second_is_told() {
     let objects = source.objects().borrow().clone();
     assert_eq!(&*objects.items.values().next().unwrap().file, "a.yaml");
     assert_eq!(objects.problems.len(), 1);
-    assert!(objects.problems[0].to_string().starts_with("b.yaml:1: Service shop/web: a second object"), "{}", objects.problems[0]);
+    assert!(
+        objects.problems[0].to_string().starts_with("b.yaml:1: Service shop/web: a second object"),
+        "{}",
+        objects.problems[0]
+    );
 }
 
 #[test]
 fn what_is_too_large_no_file_or_no_text_is_refused_alone() {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("good.yaml"), namespace("a")).unwrap();
-    std::fs::write(home.path().join("large.yaml"), vec![b'#'; usize::try_from(limits::SOURCE_FILE_BYTES).unwrap() + 1]).unwrap();
+    std::fs::write(home.path().join("large.yaml"), vec![b'#'; usize::try_from(limits::SOURCE_FILE_BYTES).unwrap() + 1])
+        .unwrap();
     std::fs::write(home.path().join("binary.yaml"), b"a: b\nc: \xff\n").unwrap();
     nix::unistd::mkfifo(&home.path().join("pipe.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     std::os::unix::fs::symlink("nowhere", home.path().join("dangling.yaml")).unwrap();
@@ -126,7 +154,10 @@ fn what_is_too_large_no_file_or_no_text_is_refused_alone() {
     let mut told: Vec<String> = objects.problems.iter().map(ToString::to_string).collect();
     told.sort();
     assert_eq!(told.len(), 3, "{told:?}");
-    assert!(told[0].contains("line 2") && told[1].contains("4 MiB") && told[2].contains("not a regular file"), "{told:?}");
+    assert!(
+        told[0].contains("line 2") && told[1].contains("4 MiB") && told[2].contains("not a regular file"),
+        "{told:?}"
+    );
 }
 
 #[test]
