@@ -90,7 +90,9 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
             }
             std::fs::remove_file(path)?;
         }
-        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket")),
+        Ok(_) => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
@@ -112,7 +114,9 @@ where
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         // Taken before accepting, so that further connections wait in the kernel's bounded queue.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
         match accept().await {
             Ok(stream) => {
                 let administration = Arc::clone(&administration);

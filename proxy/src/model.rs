@@ -193,7 +193,9 @@ impl TryFrom<proto::Self_> for OwnPod {
         let spiffe_id = spiffe_id("self.spiffe_id", &message.spiffe_id)?;
         let namespace: Arc<str> = match spiffe_id.namespace() {
             Some(namespace) => namespace.into(),
-            None => return Err(error("self.spiffe_id", "an ID of the form /ns/NAMESPACE/sa/NAME", message.spiffe_id)),
+            None => {
+                return Err(error("self.spiffe_id", "an ID of the form /ns/NAMESPACE/sa/NAME", message.spiffe_id));
+            }
         };
         if message.workload.split_once('/').map(|(found, _)| found) != Some(&*namespace) {
             return Err(error("self.workload", "namespace/name in the namespace of self.spiffe_id", message.workload));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use byrnie_redirect::{
     CANARY_APPLICATION_PORT, CANARY_PROXY_PORT, CANARY_V4, CANARY_V6, Exempt, OriginalDestination, set_mark,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -81,6 +81,8 @@ impl Readiness {
         if original.0.port() == CANARY_APPLICATION_PORT {
             self.lock().application = true;
         }
+        // The data path makes every early close a reset, and a reset may overtake the answer.
+        let _ = SockRef::from(&stream).set_linger(None);
         let answer = async {
             stream.write_all(self.0.greeting.as_bytes()).await?;
             stream.shutdown().await
@@ -268,6 +270,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let answering = async {
             let (stream, _) = listener.accept().await.unwrap();
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
             readiness.answer_canary(stream, OriginalDestination(SocketAddr::new(CANARY_V4.into(), port))).await;
         };
         let (greeting, ()) = tokio::join!(greeting(address, None), answering);
@@ -281,6 +284,14 @@ mod tests {
         assert_eq!(check(&this.0.greeting, &found), Ok(()));
         assert!(check(&other.0.greeting, &found).unwrap_err().contains("another proxy"));
         assert!(check(&other.0.greeting, "SSH-2.0").unwrap_err().contains("no proxy"));
+    }
+
+    #[tokio::test]
+    async fn the_answer_is_never_overtaken_by_a_reset() {
+        let readiness = Readiness::new();
+        for _ in 0..200 {
+            assert_eq!(answered_by(&readiness, CANARY_PROXY_PORT).await, readiness.0.greeting);
+        }
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ use listeners::Listeners;
 
 use crate::admin::{self, Administration, Door};
 use crate::certificates::{self, Certificates, StateError};
-use crate::config::{CommandLine, Command, Config, ConfigErrors, Options};
+use crate::config::{AccessLog, Command, CommandLine, Config, ConfigErrors, Options};
 use crate::control::{self, Control};
 use crate::discovery::{self, Discovery};
 use crate::readiness::{self, Readiness};
@@ -36,29 +36,43 @@ pub enum RunError {
     /// The options are wrong.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
-    /// A file that they name is wrong.
-    #[error("the proxy can't start:\n  {0}")]
-    State(#[from] StateError),
-    /// The log can't be set up.
-    #[error("the proxy can't start:\n  the log: {0}")]
-    Log(String),
-    /// The access log can't be opened.
-    #[error("the proxy can't start:\n  --access-log: expected a file that can be appended to, found: {0}")]
-    AccessLog(std::io::Error),
-    /// Listeners can't be opened.
-    #[error("the proxy can't start:{}", .0.iter().map(|error| format!("\n  {error}")).collect::<String>())]
-    Listen(Vec<listeners::ListenError>),
+    /// What the options name can't be used: all of it.
+    #[error("the proxy can't start:{}", .0.iter().map(|problem| format!("\n  {problem}")).collect::<String>())]
+    Start(Vec<Problem>),
     /// The system has no thread, timer or signal for us.
     #[error("the proxy can't run: {0}")]
     System(#[from] std::io::Error),
 }
 
+/// One thing that keeps the proxy from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// A file that the options name is wrong.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The log can't be set up.
+    #[error("--log-level: {0}")]
+    Log(String),
+    /// The access log can't be opened.
+    #[error("--access-log: expected a file that can be appended to, found {path}: {source}")]
+    AccessLog {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A listener can't be opened.
+    #[error(transparent)]
+    Listen(#[from] listeners::ListenError),
+}
+
 impl RunError {
-    /// 2 for what the operator must change, 1 for everything else.
+    /// 2 for what the command line or a file says, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::State(_) | Self::AccessLog(_) | Self::Log(_) => 2,
-            Self::Listen(_) | Self::System(_) => 1,
+            Self::Config(_) => 2,
+            Self::Start(problems) if problems.iter().any(|problem| !matches!(problem, Problem::Listen(_))) => 2,
+            Self::Start(_) | Self::System(_) => 1,
         }
     }
 }
@@ -94,11 +108,9 @@ fn prove_capture() -> Result<ExitCode, RunError> {
 /// What kept it from running.
 pub fn run(options: Options) -> Result<(), RunError> {
     let config = Config::try_from(options)?;
-    let log_level = logging::start(&config.log_level).map_err(RunError::Log)?;
     let clock = Clock::system();
-    let certificates = Certificates::open(&config, clock.clone())?;
-    let listeners = listeners::open(&config).map_err(RunError::Listen)?;
-    let telemetry = Telemetry::new(&config.access_log, clock.clone()).map_err(RunError::AccessLog)?;
+    let (parts, log_level, listeners) = open(&config, &clock)?;
+    let (certificates, telemetry) = parts;
     let control = Control::new();
     let discovery = Discovery::new(control.clone(), telemetry.clone(), clock.clone());
     let shared = Arc::new(Shared {
@@ -112,9 +124,32 @@ pub fn run(options: Options) -> Result<(), RunError> {
         streams: Streams::new(),
         drain: Drain::new(),
     });
-    start(&shared, log_level, listeners)?;
+    let ended = start(&shared, log_level, listeners);
     shared.telemetry.flush();
-    Ok(())
+    ended
+}
+
+type Opened = ((Certificates, Telemetry), logging::LogLevel, Listeners);
+
+/// Opens everything that can fail for what the operator said, and says all that did.
+fn open(config: &Config, clock: &Clock) -> Result<Opened, RunError> {
+    let mut problems = Vec::new();
+    let log_level = logging::start(&config.log_level).map_err(|reason| problems.push(Problem::Log(reason)));
+    let certificates = Certificates::open(config, clock.clone()).map_err(|error| problems.push(Problem::State(error)));
+    let telemetry = Telemetry::new(&config.access_log, clock.clone()).map_err(|source| {
+        let path = match &config.access_log {
+            AccessLog::File(path) => path.display().to_string(),
+            AccessLog::StandardOutput | AccessLog::Off => "standard output".to_owned(),
+        };
+        problems.push(Problem::AccessLog { path, source });
+    });
+    let listeners = listeners::open(config).map_err(|errors| problems.extend(errors.into_iter().map(Problem::Listen)));
+    match (certificates, telemetry, log_level, listeners) {
+        (Ok(certificates), Ok(telemetry), Ok(log_level), Ok(listeners)) => {
+            Ok(((certificates, telemetry), log_level, listeners))
+        }
+        _ => Err(RunError::Start(problems)),
+    }
 }
 
 fn start(shared: &Arc<Shared>, log_level: logging::LogLevel, listeners: Listeners) -> Result<(), RunError> {
@@ -150,7 +185,7 @@ fn start(shared: &Arc<Shared>, log_level: logging::LogLevel, listeners: Listener
             }
         }
         let socket = admin::bind_unix(&control).map_err(|source| {
-            RunError::Listen(vec![listeners::ListenError::Socket { path: control.clone(), source }])
+            RunError::Start(vec![listeners::ListenError::Socket { path: control.clone(), source }.into()])
         })?;
         tokio::spawn(admin::serve_unix(administration, socket));
         if let Some(listeners) = first {

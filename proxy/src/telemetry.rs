@@ -18,8 +18,8 @@ mod records;
 
 use access_log::AccessLogWriter;
 pub use connection::Connection;
-use edges::Edges;
 pub(crate) use connection::rfc3339;
+use edges::Edges;
 pub use metrics::{DirectionLabels, HandshakeLabels, Metrics, RefusalLabels, ResultLabels};
 use records::Records;
 

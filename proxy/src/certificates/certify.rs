@@ -153,7 +153,8 @@ fn verify(
         bundles.insert(bundle.clone());
     }
     let chain: Vec<_> = answer.chain.into_iter().map(CertificateDer::from).collect();
-    let verified = verifier(shared, bundles).verify(&chain).map_err(|error: VerifyError| unusable(error.to_string()))?;
+    let verified =
+        verifier(shared, bundles).verify(&chain).map_err(|error: VerifyError| unusable(error.to_string()))?;
     let svid = Svid::new(chain, key).map_err(|error: SvidError| unusable(error.to_string()))?;
     let same_domain = verified.id().trust_domain() == &shared.config.trust_domain;
     if !same_domain || expected.is_some_and(|expected| expected != verified.id()) {

@@ -111,7 +111,8 @@ impl<H: Fn() -> bool> Keeper<H> {
         let apart = wall.duration_since(expected).unwrap_or_else(|error| error.duration());
         if apart > STEP {
             tracing::warn!(
-                apart_s = apart.as_secs(), forward = wall > expected,
+                apart_s = apart.as_secs(),
+                forward = wall > expected,
                 "the wall clock was stepped; the validity of certificates is looked at anew"
             );
             // A wait that was reasonable by the old clock may not be by the new one.
@@ -185,7 +186,9 @@ impl<H: Fn() -> bool> Keeper<H> {
         let directory = certificates.0.directory.clone();
         // Writes to the disk and waits for it: not on the thread that carries connections.
         let saved = tokio::task::spawn_blocking(move || issued.svid.save(&directory)).await;
-        if let Some(error) = saved.map_or_else(|error| Some(error.to_string()), |saved| saved.err().map(|e| e.to_string())) {
+        if let Some(error) =
+            saved.map_or_else(|error| Some(error.to_string()), |saved| saved.err().map(|e| e.to_string()))
+        {
             tracing::error!(error, "the new SVID is used, but could not be kept: a restart begins with the old one");
         }
         let svid = &generation.svid;

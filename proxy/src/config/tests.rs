@@ -136,7 +136,9 @@ fn root_can_not_be_the_exempt_user() {
 
 #[test]
 fn hosts_are_names_and_addresses_of_both_families() {
-    for (text, shown) in [("cp.byrnie:15128", "cp.byrnie:15128"), ("[fd00::2]:1", "[fd00::2]:1"), ("1.2.3.4:5", "1.2.3.4:5")] {
+    for (text, shown) in
+        [("cp.byrnie:15128", "cp.byrnie:15128"), ("[fd00::2]:1", "[fd00::2]:1"), ("1.2.3.4:5", "1.2.3.4:5")]
+    {
         assert_eq!(text.parse::<HostPort>().unwrap().to_string(), shown);
     }
     for wrong in ["", "host", "host:", ":1", "host:0", "ho st:1", "host:65536", "fd00::2:x", "[fd00::2]:0"] {

@@ -180,7 +180,9 @@ impl Cache {
     /// Takes an answer; whether it changes one that was given before.
     pub(super) fn answered(&mut self, address: SocketAddr, destination: Destination) -> bool {
         // Let go of while the answer was under way.
-        let Some(entry) = self.entries.get_mut(&address) else { return false };
+        let Some(entry) = self.entries.get_mut(&address) else {
+            return false;
+        };
         entry.stale_since = None;
         entry.failure = None;
         let changed = match &entry.answer {
@@ -194,7 +196,9 @@ impl Cache {
 
     /// Takes a failure; an answer that was given before stays.
     pub(super) fn failed(&mut self, address: SocketAddr, reason: &str, now: Duration) {
-        let Some(entry) = self.entries.get_mut(&address) else { return };
+        let Some(entry) = self.entries.get_mut(&address) else {
+            return;
+        };
         if entry.answer.is_some() {
             entry.stale_since.get_or_insert(now);
         }
@@ -237,7 +241,8 @@ impl Cache {
             return;
         }
         let unused = |entry: &Entry| now.saturating_sub(entry.last_used) > UNUSED && !entry.is_waited_for();
-        let gone: Vec<_> = self.entries.iter().filter(|(_, entry)| unused(entry)).map(|(address, _)| *address).collect();
+        let gone: Vec<_> =
+            self.entries.iter().filter(|(_, entry)| unused(entry)).map(|(address, _)| *address).collect();
         for address in gone {
             self.forget(address);
         }

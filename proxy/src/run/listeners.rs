@@ -30,10 +30,7 @@ pub(super) struct WorkerListeners {
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Somebody else listens there.
-    #[error(
-        "{option}: {address} is taken by another process; end that one (`ss -ltnp` names it), or give this proxy another \
-         port, and capture the same one"
-    )]
+    #[error("{option}: {address} is taken by another process (`ss -ltnp` names it; see --help for other ports)")]
     Taken {
         /// The option that says where.
         option: &'static str,
@@ -109,12 +106,7 @@ fn only(bound: Vec<Bound>) -> Vec<std::net::TcpListener> {
 }
 
 /// Binds all addresses; a family that this machine does not have is left out where there is another.
-fn bind_all(
-    option: &'static str,
-    addresses: &[SocketAddr],
-    shared: bool,
-    errors: &mut Vec<ListenError>,
-) -> Vec<Bound> {
+fn bind_all(option: &'static str, addresses: &[SocketAddr], shared: bool, errors: &mut Vec<ListenError>) -> Vec<Bound> {
     let mut bound = Vec::new();
     let mut missing = None;
     for address in addresses {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
@@ -12,7 +12,7 @@ use tracing_subscriber::{Registry, fmt, reload};
 pub struct LogLevel(Option<Arc<reload::Handle<EnvFilter, Registry>>>);
 
 impl LogLevel {
-    /// Takes a new filter, in tracing's syntax; a level alone is meant for everything.
+    /// Takes a new filter, as [`parse`] does.
     ///
     /// # Errors
     /// When the text is no filter, or the log was set up by someone else (as in tests).
@@ -25,15 +25,22 @@ impl LogLevel {
     }
 }
 
-/// Reads a filter.
+/// Reads a filter. A level alone is meant for the mesh's own code: what the HTTP/2 library says at `debug`, frame by
+/// frame, would bury it.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn parse(text: &str) -> Result<EnvFilter, String> {
-    if text.trim().is_empty() {
+    let text = text.trim();
+    if text.is_empty() {
         return Err("it is empty".to_owned());
     }
-    EnvFilter::builder().parse(text).map_err(|error| error.to_string())
+    let own = |level: LevelFilter| {
+        let others = level.min(LevelFilter::WARN);
+        format!("{others},byrnie_proxy={level},byrnie_identity={level},byrnie_policy={level},byrnie_redirect={level}")
+    };
+    let filter = text.parse::<LevelFilter>().map_or_else(|_| text.to_owned(), own);
+    EnvFilter::builder().parse(filter).map_err(|error| error.to_string())
 }
 
 /// Sets up the log of this process.
@@ -50,6 +57,14 @@ pub fn start(text: &str) -> Result<LogLevel, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_alone_is_for_the_meshs_own_code() {
+        let filter = parse("debug").map(|filter| filter.to_string()).unwrap_or_default();
+        assert!(filter.contains("byrnie_proxy=debug") && filter.contains("warn"), "{filter}");
+        let filter = parse("error").map(|filter| filter.to_string()).unwrap_or_default();
+        assert!(!filter.contains("warn"), "{filter}");
+    }
 
     #[test]
     fn levels_and_filters_are_taken_and_anything_else_is_not() {

@@ -46,11 +46,8 @@ impl Records {
             *count += 1;
             return;
         }
-        let key = if egress.len() < MAX_EGRESS {
-            key
-        } else {
-            EgressKey { dialled: String::new(), rule: "".into(), ..key }
-        };
+        let key =
+            if egress.len() < MAX_EGRESS { key } else { EgressKey { dialled: String::new(), rule: "".into(), ..key } };
         *egress.entry(key).or_default() += 1;
     }
 

@@ -124,8 +124,7 @@ fn plaintext_that_was_let_in_is_counted_by_source() {
     let edge = &recorded.telemetry.report().edges[0];
     assert_eq!((edge.plaintext_connections, edge.secured), (1, false));
     let text = recorded.telemetry.metrics().encode();
-    let expected =
-        "byrnie_permissive_plaintext_connections_total{kind=\"ingress\",source_workload=\"10.1.0.5\"} 1";
+    let expected = "byrnie_permissive_plaintext_connections_total{kind=\"ingress\",source_workload=\"10.1.0.5\"} 1";
     assert!(text.contains(expected), "{text}");
 }
 
