@@ -9,12 +9,12 @@ use byrnie_identity::{KeyPair, Svid, control_plane_id, tls};
 use rustls::ServerConfig;
 
 use crate::{
-    journal::Holder,
+    journal::{Holder, unix},
     plane::{IssueFailure, Plane},
 };
 
 /// How often is looked whether something is due; by wall clock, so that a suspended machine renews when it wakes.
-pub(crate) const CHECK: Duration = Duration::from_secs(5);
+pub(crate) const CHECK: Duration = Duration::from_secs(1);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -53,9 +53,7 @@ impl Own {
     pub(crate) async fn keep(mut self, plane: Arc<Plane>) {
         loop {
             tokio::time::sleep(CHECK).await;
-            let (not_before, not_after) = (self.svid.not_before(), self.svid.not_after());
-            let half = not_after.duration_since(not_before).unwrap_or_default() / 2;
-            if plane.clock.wall() < not_before + half {
+            if !plane.is_due(unix(self.svid.not_before()), unix(self.svid.not_after())) {
                 continue;
             }
             match self.renew(&plane).await {

@@ -55,6 +55,14 @@ impl Plane {
         self.ttl.unwrap_or_else(|| self.model.load().settings.svid_ttl)
     }
 
+    /// Whether half of a certificate's life is over. Its `not_before` lies before its issuance, so that clocks that are
+    /// behind take it, too; what counts is the time that it was issued for.
+    pub(crate) fn is_due(&self, not_before: i64, not_after: i64) -> bool {
+        let ttl = i64::try_from(self.ttl().as_secs()).unwrap_or(i64::MAX);
+        let life = not_after.saturating_sub(not_before).min(ttl);
+        unix(self.clock.wall()) >= not_after.saturating_sub(life / 2)
+    }
+
     /// Issues for a public key, and returns when the journal has it.
     pub(crate) async fn issue(
         &self,

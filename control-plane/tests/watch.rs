@@ -138,8 +138,6 @@ async fn an_ingress_certificate_is_renewed_at_half_its_life_and_removed_with_its
     let certificate = rig.path("state/ingress/ingress/nginx/tls.crt");
     let before = std::fs::read(&certificate).unwrap();
     rig.time.advance(std::time::Duration::from_secs(13 * 3600));
-    // Whatever makes the control plane look again.
-    rig.write("more.yaml", &pod("orders-1", "orders", "10.0.0.3"));
     eventually("it is renewed", async || (std::fs::read(&certificate).unwrap() != before).then_some(())).await;
     rig.write("mesh.yaml", &MESH.replace("  ingressCertificates: [{namespace: ingress, serviceAccount: nginx}]\n", ""));
     eventually("it is removed", async || (!rig::exists(&certificate)).then_some(())).await;
@@ -185,6 +183,25 @@ async fn the_stream_ends_when_its_certificate_expires() {
     let mut watch = rig.watch(Some(&svid)).await.unwrap();
     rig.time.advance(std::time::Duration::from_secs(25 * 3600));
     assert_eq!(watch.end().await.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn the_control_planes_own_certificate_is_renewed_while_it_serves() {
+    let rig = Rig::start().await;
+    let serial = async || {
+        let identities = rig.observe().await.identities;
+        let own = identities.into_iter().find(|identity| identity.workload == "byrnie-system/byrnie-control-plane");
+        own.unwrap().serial
+    };
+    let before = serial().await;
+    rig.time.advance(std::time::Duration::from_secs(11 * 3600));
+    rig.join("orders", "orders-0").await;
+    assert_eq!(serial().await, before, "not before half of its life");
+    rig.time.advance(std::time::Duration::from_secs(2 * 3600));
+    eventually("it is renewed", async || (serial().await != before).then_some(())).await;
+    rig.time.advance(std::time::Duration::from_secs(12 * 3600));
+    // The first one has expired by now.
+    rig.join("web", "web-0").await;
 }
 
 #[tokio::test]

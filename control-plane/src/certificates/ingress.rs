@@ -14,12 +14,7 @@ use byrnie_api::{IngressCertificate, labels};
 use byrnie_identity::{KeyPair, SpiffeId, Svid};
 
 use super::{CHECK, CertificateError};
-use crate::{
-    journal::{Holder, unix},
-    model::Model,
-    plane::Plane,
-    state::write_atomically,
-};
+use crate::{journal::Holder, model::Model, plane::Plane, state::write_atomically};
 
 const FILES: [&str; 3] = ["tls.crt", "tls.key", "ca.crt"];
 const DATA: &str = "..data";
@@ -72,11 +67,10 @@ async fn ensure(
     let holder = Holder::Ingress(id.clone());
     let roots = plane.authority.bundle().to_pem();
     if let Some(current) = plane.journal.newest(&holder) {
-        let half = current.not_before + (current.not_after - current.not_before) / 2;
         let written =
             std::fs::read_link(folder.join(DATA)).is_ok_and(|target| target == Path::new(&data_name(&current.serial)));
         let trusted = std::fs::read(folder.join("ca.crt")).is_ok_and(|content| content == roots.as_bytes());
-        if written && trusted && unix(plane.clock.wall()) < half {
+        if written && trusted && !plane.is_due(current.not_before, current.not_after) {
             return Ok(());
         }
     }
