@@ -116,3 +116,6 @@ impl Control {
         self.0.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;
