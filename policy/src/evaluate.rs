@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use byrnie_identity::{PeerIdentity, SpiffeId};
 
@@ -75,8 +75,9 @@ pub fn evaluate(policies: &Policies, request: &Request<'_>) -> Decision {
         Peer::Ingress(identity) => (Caller::Ingress(identity.id()), Some(identity)),
         Peer::Plaintext(_) => (Caller::Plaintext, None),
     };
-    // Whoever verified the peer checks this too; a stream is judged again long after its handshake.
-    if identity.is_some_and(|identity| identity.not_after() < request.now) {
+    // Whoever verified the peer checks this too; a stream is judged again long after its handshake. The last second is
+    // part of the certificate's life (RFC 5280 section 4.1.2.5), for the verifier as for us.
+    if identity.is_some_and(|identity| identity.not_after() + Duration::from_secs(1) <= request.now) {
         return Decision::new(Reason::PeerExpired, None);
     }
     what_if(policies, &Question { caller, port: request.port, now: request.now })
