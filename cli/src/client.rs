@@ -89,8 +89,11 @@ impl Client {
         if status.code() == tonic::Code::Unavailable {
             return unreachable(&self.socket, &status.message());
         }
-        Failure::new(Exit::Refused, format!("the control plane said no: {}", status.message()))
-            .found(format!("{:?} from {}", status.code(), self.socket.display()))
+        Failure::new(Exit::Refused, format!("the control plane said no: {}", status.message())).found(format!(
+            "{:?} from {}",
+            status.code(),
+            self.socket.display()
+        ))
     }
 }
 

@@ -29,6 +29,7 @@ use crate::args::{DemoArgs, DemoCommand, MeshArgs};
 use crate::client::runtime;
 use crate::failure::{Exit, Failure};
 use narrator::Narrator;
+use report::Report;
 
 /// What the user asked for.
 #[derive(Debug)]
@@ -48,17 +49,25 @@ pub(crate) fn run(mesh: &MeshArgs, args: DemoArgs) -> Result<Exit, Failure> {
     // Before anything else: a bad name is a usage error, also where the kernel can't.
     crate::mesh_dir::of(&mesh.mesh)?;
     let json = args.json;
+    let mut report = Report::new();
     let outcome = match byrnie_netlab::enter() {
-        Ok(entered) => inside(&entered, mesh, args),
+        Ok(entered) => inside(&entered, mesh, args, &mut report),
         Err(reason) => Err(Failure::new(Exit::KernelCannot, reason.to_string())),
     };
-    if let (true, Err(failure)) = (json, &outcome) {
-        report::print_failure(failure)?;
-    }
-    outcome
+    outcome.map_err(|mut failure| {
+        // Within the demo everything is a check: what could not be looked at has not passed.
+        if matches!(failure.exit, Exit::Unreachable | Exit::Refused) {
+            failure.exit = Exit::Negative;
+        }
+        if json {
+            // The failure goes to standard error in any case.
+            let _ = report.print_failed(&failure);
+        }
+        failure
+    })
 }
 
-fn inside(entered: &Entered, mesh: &MeshArgs, args: DemoArgs) -> Result<Exit, Failure> {
+fn inside(entered: &Entered, mesh: &MeshArgs, args: DemoArgs, report: &mut Report) -> Result<Exit, Failure> {
     let options = Options {
         mesh: mesh.mesh.clone(),
         once: args.once,
@@ -71,6 +80,11 @@ fn inside(entered: &Entered, mesh: &MeshArgs, args: DemoArgs) -> Result<Exit, Fa
         Privileges::Root => "Byrnie: the whole mesh on this machine (as root; every proxy with a UID of its own)",
         Privileges::SingleUid => "Byrnie: the whole mesh on this machine (without root, in a user namespace)",
     });
+    if let Some(directory) = &options.capture {
+        std::fs::create_dir_all(directory).map_err(|error| {
+            Failure::new(Exit::Usage, format!("cannot write to {}", directory.display())).found(error)
+        })?;
+    }
     let dir = directory::MeshDir::create(&options)?;
     if options.privileges == Privileges::Root {
         reach::make_reachable(&dir, options.capture.as_deref())?;
@@ -79,7 +93,7 @@ fn inside(entered: &Entered, mesh: &MeshArgs, args: DemoArgs) -> Result<Exit, Fa
     let runtime = runtime()?;
     runtime.block_on(tasks.run_until(async {
         let mut interrupted = Interrupt::new()?;
-        let story = story::play(entered, &options, &dir, &narrator);
+        let story = story::play(entered, &options, &dir, &narrator, report);
         tokio::select! {
             told = story => match told? {
                 story::Told::Ended(exit) => Ok(exit),
@@ -106,9 +120,8 @@ struct Interrupt {
 
 impl Interrupt {
     fn new() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Failure::new(Exit::Refused, "cannot listen to signals").found(error))
-        };
+        let listen =
+            |kind| signal(kind).map_err(|error| Failure::new(Exit::Refused, "cannot listen to signals").found(error));
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,

@@ -44,13 +44,7 @@ pub struct Failure {
 impl Failure {
     /// A failure that so far says only what went wrong.
     pub fn new(exit: Exit, summary: impl Into<String>) -> Self {
-        Self {
-            exit,
-            summary: summary.into(),
-            expected: None,
-            found: None,
-            next: None,
-        }
+        Self { exit, summary: summary.into(), expected: None, found: None, next: None }
     }
 
     /// The same with what was expected.
@@ -78,11 +72,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.summary)?;
-        for (label, text) in [
-            ("expected", &self.expected),
-            ("found", &self.found),
-            ("next", &self.next),
-        ] {
+        for (label, text) in [("expected", &self.expected), ("found", &self.found), ("next", &self.next)] {
             if let Some(text) = text {
                 write!(f, "\n  {label:<9} {}", text.replace('\n', "\n            "))?;
             }

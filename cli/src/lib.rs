@@ -29,11 +29,7 @@ pub fn run() -> ExitCode {
         Err(error) => {
             // Nothing sensible is left to do where even the usage can't be printed.
             let _ = error.print();
-            return if error.use_stderr() {
-                Exit::Usage.into()
-            } else {
-                Exit::Success.into()
-            };
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() };
         }
     };
     match commands::dispatch(args) {

@@ -55,11 +55,7 @@ pub fn print_list<R: Row>(rows: &[R], format: Format, nothing: &str) -> Result<(
 ///
 /// # Errors
 /// Standard output is closed or full.
-pub fn print_one<T: Serialize>(
-    value: &T,
-    format: Format,
-    describe: impl FnOnce(&T) -> String,
-) -> Result<(), Failure> {
+pub fn print_one<T: Serialize>(value: &T, format: Format, describe: impl FnOnce(&T) -> String) -> Result<(), Failure> {
     let mut out = anstream::stdout();
     match format {
         Format::Json => write_json(&mut out, value),
@@ -151,10 +147,8 @@ mod tests {
         }
     }
 
-    const RINGS: [Ring; 2] = [
-        Ring { name: "first", closed: true, since: Some(1) },
-        Ring { name: "a-second", closed: false, since: None },
-    ];
+    const RINGS: [Ring; 2] =
+        [Ring { name: "first", closed: true, since: Some(1) }, Ring { name: "a-second", closed: false, since: None }];
 
     #[test]
     fn columns_line_up_in_spite_of_their_colours() {

@@ -196,9 +196,8 @@ impl Row for Identity {
 }
 
 impl Row for Edge {
-    const HEADINGS: &'static [&'static str] = &[
-        "KIND", "SOURCE", "DESTINATION", "SECURED", "TLS", "KEY EXCHANGE", "CONNECTIONS", "HANDSHAKES", "PLAINTEXT",
-    ];
+    const HEADINGS: &'static [&'static str] =
+        &["KIND", "SOURCE", "DESTINATION", "SECURED", "TLS", "KEY EXCHANGE", "CONNECTIONS", "HANDSHAKES", "PLAINTEXT"];
     const WIDE_HEADINGS: &'static [&'static str] = &["CIPHER", "SOURCE ID", "DESTINATION ID"];
     fn cells(&self) -> Vec<Cell> {
         let plaintext = Cell::from(self.plaintext_connections);

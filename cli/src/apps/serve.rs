@@ -30,9 +30,11 @@ where
     let local = tokio::task::LocalSet::new();
     let mut listeners = Vec::new();
     for address in listen {
-        listeners.push(TcpListener::bind(address).await.map_err(|error| {
-            io::Error::new(error.kind(), format!("listening at {address}: {error}"))
-        })?);
+        listeners.push(
+            TcpListener::bind(address)
+                .await
+                .map_err(|error| io::Error::new(error.kind(), format!("listening at {address}: {error}")))?,
+        );
     }
     say(format_args!("listening at {listen:?}"));
     local

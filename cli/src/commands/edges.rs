@@ -11,10 +11,13 @@ pub(super) fn run(mesh: &MeshArgs, options: &EdgesArgs) -> Result<Exit, Failure>
     if options.require_mtls {
         let open = unsecured(&edges);
         if !open.is_empty() {
-            return Err(Failure::new(Exit::Negative, format!("{} of {} edges are not secured", open.len(), edges.len()))
-                .expected("every edge inside the mesh, or from an ingress into it, over mutual TLS")
-                .found(open.join("\n"))
-                .next("byrnie proxy status   (a proxy that is missing or does not capture is the usual reason)"));
+            return Err(Failure::new(
+                Exit::Negative,
+                format!("{} of {} edges are not secured", open.len(), edges.len()),
+            )
+            .expected("every edge inside the mesh, or from an ingress into it, over mutual TLS")
+            .found(open.join("\n"))
+            .next("byrnie proxy status   (a proxy that is missing or does not capture is the usual reason)"));
         }
     }
     Ok(Exit::Success)

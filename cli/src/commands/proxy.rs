@@ -45,9 +45,19 @@ async fn renew_workload(mesh: &MeshArgs, workload: &str) -> Result<(), Failure> 
                 .next("start byrnie-proxy with --admin-socket PATH"));
         };
         let answer = renew(Path::new(socket)).await?;
-        anstream::println!("{workload}: {}", answer.trim());
+        anstream::println!("{workload}: {}", describe(&answer));
     }
     Ok(())
+}
+
+/// The proxy's answer as a sentence; as it is, where it is not as expected.
+fn describe(answer: &str) -> String {
+    let parsed: serde_json::Value = serde_json::from_str(answer).unwrap_or_default();
+    let field = |name: &str| parsed.get("svid")?.get(name)?.as_str().map(str::to_owned);
+    match (field("serial"), field("not_after")) {
+        (Some(serial), Some(not_after)) => format!("new key and certificate, serial {serial}, valid until {not_after}"),
+        _ => answer.trim().to_owned(),
+    }
 }
 
 /// Has the proxy at `socket` get a new key and certificate now, and returns what it says once it has them.
@@ -83,4 +93,16 @@ pub(crate) async fn renew(socket: &Path) -> Result<String, Failure> {
     Err(Failure::new(Exit::Refused, "the proxy could not renew; it keeps the certificate that it has")
         .found(format!("{status}: {}", text.trim()))
         .next("byrnie proxy status -o wide"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewal_is_told_in_a_sentence() {
+        let answer = r#"{"generation":2,"svid":{"serial":"0a","not_after":"2026-01-01T00:00:00Z"}}"#;
+        assert_eq!(describe(answer), "new key and certificate, serial 0a, valid until 2026-01-01T00:00:00Z");
+        assert_eq!(describe("renewed\n"), "renewed");
+    }
 }

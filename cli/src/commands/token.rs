@@ -27,7 +27,9 @@ pub(super) fn run(mesh: &MeshArgs, command: TokenCommand) -> Result<Exit, Failur
                 let made = Client::connect(&socket).await?.create_token(request).await?;
                 let token = Token { id: made.id, token: made.token, expires: rfc3339(made.expires) };
                 print_one(&token, output, |token| match output {
-                    Format::Wide => format!("{}\t{}\t{}\n", token.token, token.id, token.expires.as_deref().unwrap_or("-")),
+                    Format::Wide => {
+                        format!("{}\t{}\t{}\n", token.token, token.id, token.expires.as_deref().unwrap_or("-"))
+                    }
                     _ => format!("{}\n", token.token),
                 })?;
             }

@@ -3,7 +3,8 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use byrnie_netlab::Privileges;
@@ -19,6 +20,8 @@ const LOCK: &str = "lock";
 #[derive(Debug)]
 pub(super) struct MeshDir {
     path: PathBuf,
+    /// The directory above the one of all meshes, as it was before anything was mounted over it.
+    above: File,
     _lock: File,
 }
 
@@ -32,7 +35,10 @@ impl MeshDir {
         };
         let path = mesh_dir::create(&options.mesh, mode, outer_uid(options.privileges))?;
         let lock = lock(&path, &options.mesh)?;
-        let dir = Self { path, _lock: lock };
+        let above = above(&path).map_err(|error| {
+            Failure::new(Exit::Refused, format!("cannot look above {}", path.display())).found(error)
+        })?;
+        let dir = Self { path, above, _lock: lock };
         dir.clear().map_err(|error| dir.failed("empty", &error))?;
         for name in ["source", "state", "logs", "pods"] {
             let mode = if name == "pods" { 0o711 } else { 0o700 };
@@ -64,8 +70,15 @@ impl MeshDir {
             .next("set XDG_RUNTIME_DIR to a directory of your own with some room")
     }
 
+    /// The same directory by a way that no mount blocks.
+    fn below(&self) -> PathBuf {
+        let names = self.path.components().rev().take(2).collect::<Vec<_>>();
+        let above = PathBuf::from(format!("/proc/self/fd/{}", self.above.as_raw_fd()));
+        names.into_iter().rev().fold(above, |path, name| path.join(name))
+    }
+
     fn clear(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.path)? {
+        for entry in fs::read_dir(self.below())? {
             let entry = entry?;
             if entry.file_name() == LOCK {
                 continue;
@@ -83,16 +96,23 @@ impl MeshDir {
 impl Drop for MeshDir {
     fn drop(&mut self) {
         // The lock goes last; another demo of the same name may be waiting for it.
-        let cleared = self.clear().and_then(|()| fs::remove_file(self.path.join(LOCK)));
-        if let Err(error) = cleared.and_then(|()| fs::remove_dir(&self.path)) {
+        let below = self.below();
+        let cleared = self.clear().and_then(|()| fs::remove_file(below.join(LOCK)));
+        if let Err(error) = cleared.and_then(|()| fs::remove_dir(&below)) {
             let _ = io::Write::write_all(
                 &mut io::stderr(),
                 format!("byrnie: left behind in {}: {error}\n", self.path.display()).as_bytes(),
             );
         }
         // Fails where another demo lives beside it.
-        let _ = self.path.parent().map(fs::remove_dir);
+        let _ = below.parent().map(fs::remove_dir);
     }
+}
+
+fn above(path: &Path) -> io::Result<File> {
+    let above = path.ancestors().nth(2).unwrap_or(Path::new("/"));
+    let flags = nix::libc::O_PATH | nix::libc::O_DIRECTORY;
+    fs::OpenOptions::new().read(true).custom_flags(flags).open(above)
 }
 
 /// The user's UID outside of the user namespace that the demo made, by which the directory is named.
@@ -115,9 +135,8 @@ fn lock(path: &Path, name: &str) -> Result<File, Failure> {
             .next(format!("byrnie --mesh {name}-2 demo   (or end the other one with Ctrl-C)"))
     };
     let file = File::options().create(true).truncate(false).write(true).open(path.join(LOCK));
-    let file = file.map_err(|error| {
-        Failure::new(Exit::Refused, format!("cannot write {}", path.display())).found(error)
-    })?;
+    let file =
+        file.map_err(|error| Failure::new(Exit::Refused, format!("cannot write {}", path.display())).found(error))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(in_use()),

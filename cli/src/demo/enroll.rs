@@ -25,7 +25,12 @@ const ANSWER: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// Where the control plane can't be reached, is not who `bundle` says, or refuses the token.
-pub(super) async fn enroll(host: &Host, target: SocketAddr, bundle: &TrustBundle, token: String) -> Result<Svid, Failure> {
+pub(super) async fn enroll(
+    host: &Host,
+    target: SocketAddr,
+    bundle: &TrustBundle,
+    token: String,
+) -> Result<Svid, Failure> {
     let wrong = |error: &dyn std::fmt::Display| Failure::new(Exit::Refused, "cannot get a certificate").found(error);
     let key = KeyPair::generate().map_err(|error| wrong(&error))?;
     let csr = key.csr_der().map_err(|error| wrong(&error))?;

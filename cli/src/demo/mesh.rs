@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -243,7 +244,8 @@ async fn secure_ingress(world: &World, dir: &MeshDir) -> Result<(), Failure> {
     })
     .await?;
     for name in ["tls.crt", "tls.key", "ca.crt"] {
-        std::fs::copy(issued.join(name), dir.join("ingress").join(name)).map_err(|error| dir.failed("write", &error))?;
+        std::fs::copy(issued.join(name), dir.join("ingress").join(name))
+            .map_err(|error| dir.failed("write", &error))?;
     }
     world.write_ingress_config(dir, true)
 }
@@ -270,7 +272,7 @@ pub(super) fn ingress_svid(dir: &MeshDir) -> Result<Svid, Failure> {
 /// A copy of the authority's keys, for an attacker who issues with a clock of its own.
 pub(super) fn authority_copy(dir: &MeshDir) -> Result<PathBuf, Failure> {
     let copy = dir.join("stolen-authority");
-    let copied = std::fs::create_dir_all(&copy).and_then(|()| {
+    let copied = std::fs::DirBuilder::new().mode(0o700).create(&copy).and_then(|()| {
         std::fs::read_dir(state_file(dir, "ca"))?.try_for_each(|entry| {
             let entry = entry?;
             std::fs::copy(entry.path(), copy.join(entry.file_name())).map(|_| ())

@@ -32,7 +32,9 @@ pub(super) fn make_reachable(dir: &MeshDir, also: Option<&Path>) -> Result<(), F
 fn reach(dir: &MeshDir, also: Option<&Path>) -> io::Result<()> {
     let exe = std::env::current_exe()?;
     let binaries = exe.parent().unwrap_or(Path::new("/")).to_owned();
-    let mut kept = vec![binaries, fs::canonicalize(dir.path())?];
+    // The one above the mesh's own, so that the mesh's own can be removed in the end.
+    let meshes = dir.path().parent().unwrap_or(Path::new("/"));
+    let mut kept = vec![binaries, fs::canonicalize(meshes)?];
     kept.extend(also.and_then(|path| fs::canonicalize(path).ok()));
     kept.extend(std::env::current_dir().ok());
     let mut blocked: Vec<PathBuf> = kept.iter().take(2).filter_map(|path| first_blocked(path)).collect();

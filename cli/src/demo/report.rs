@@ -26,8 +26,19 @@ pub(super) struct Report {
     pub(super) refusals: Vec<Refusal>,
     pub(super) egress: Vec<Egress>,
     pub(super) wire: Wires,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Error>,
     #[serde(skip)]
     seen_refusals: BTreeSet<[String; 4]>,
+}
+
+/// Why the demo could not go on.
+#[derive(Debug, Serialize)]
+struct Error {
+    summary: String,
+    expected: Option<String>,
+    found: Option<String>,
+    next: Option<String>,
 }
 
 /// A promise, and whether it was kept.
@@ -110,6 +121,7 @@ impl Report {
             refusals: Vec::new(),
             egress: Vec::new(),
             wire: Wires::default(),
+            error: None,
             seen_refusals: BTreeSet::new(),
         }
     }
@@ -143,28 +155,19 @@ impl Report {
 
     /// Prints the JSON, alone, on standard output.
     pub(super) fn print(&self) -> Result<(), Failure> {
-        print(self)
+        let mut out = std::io::stdout().lock();
+        let written = serde_json::to_writer_pretty(&mut out, self).map_err(std::io::Error::from);
+        written.and_then(|()| std::io::Write::write_all(&mut out, b"\n")).map_err(cannot_print)
     }
-}
 
-/// Prints a report of a demo that could not be played.
-pub(super) fn print_failure(failure: &Failure) -> Result<(), Failure> {
-    print(&serde_json::json!({
-        "schema": SCHEMA,
-        "passed": false,
-        "error": {
-            "summary": failure.summary,
-            "expected": failure.expected,
-            "found": failure.found,
-            "next": failure.next,
-        },
-    }))
-}
-
-fn print(value: &impl Serialize) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    let written = serde_json::to_writer_pretty(&mut out, value).map_err(std::io::Error::from);
-    written.and_then(|()| std::io::Write::write_all(&mut out, b"\n")).map_err(cannot_print)
+    /// Prints what there is, of a demo that could not be played to its end.
+    pub(super) fn print_failed(&mut self, failure: &Failure) -> Result<(), Failure> {
+        let Failure { summary, expected, found, next, .. } = failure;
+        let (summary, expected) = (summary.clone(), expected.clone());
+        self.error = Some(Error { summary, expected, found: found.clone(), next: next.clone() });
+        self.passed = false;
+        self.print()
+    }
 }
 
 #[cfg(test)]
@@ -198,14 +201,19 @@ mod tests {
 
     fn shape(value: &Value, path: &str, into: &mut Vec<String>) {
         match value {
-            Value::Object(fields) => fields.iter().for_each(|(name, value)| shape(value, &format!("{path}.{name}"), into)),
+            Value::Object(fields) => {
+                fields.iter().for_each(|(name, value)| shape(value, &format!("{path}.{name}"), into))
+            }
             Value::Array(items) => items.iter().for_each(|value| shape(value, &format!("{path}[]"), into)),
-            other => into.push(format!("{path}: {}", match other {
-                Value::Null => "null",
-                Value::Bool(_) => "bool",
-                Value::Number(_) => "number",
-                _ => "string",
-            })),
+            other => into.push(format!(
+                "{path}: {}",
+                match other {
+                    Value::Null => "null",
+                    Value::Bool(_) => "bool",
+                    Value::Number(_) => "number",
+                    _ => "string",
+                }
+            )),
         }
     }
 

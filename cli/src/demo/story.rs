@@ -40,26 +40,21 @@ pub(super) async fn play(
     options: &Options,
     dir: &MeshDir,
     narrator: &Narrator,
+    report: &mut Report,
 ) -> Result<Told, Failure> {
-    let mut report = Report::new();
-    if let Some(directory) = &options.capture {
-        std::fs::create_dir_all(directory).map_err(|error| {
-            Failure::new(Exit::Usage, format!("cannot write to {}", directory.display())).found(error)
-        })?;
-    }
     let mut world = World::build(entered)?;
     narrator.note("one network namespace for each of 7 pods and 3 hosts outside; a bridge; a router");
     world.start_applications(dir).await?;
     exec::describe(entered, &world, dir)?;
     narrator.part("Without the mesh");
-    before(&world, options, narrator, &mut report).await?;
+    before(&world, options, narrator, report).await?;
     narrator.part("With the mesh: nobody restarts an application");
     let tap = tap(&world, options, "after")?;
     mesh::start(&mut world, dir, narrator).await?;
-    let mut scene = Scene { world: &mut world, dir, narrator, report: &mut report };
+    let mut scene = Scene { world: &mut world, dir, narrator, report: &mut *report };
     after(&mut scene, tap).await?;
     let passed = report.conclude();
-    conclude(&report, narrator);
+    conclude(report, narrator);
     if options.json {
         report.print()?;
     }
@@ -100,8 +95,9 @@ async fn after(scene: &mut Scene<'_>, tap: Tap) -> Result<(), Failure> {
     }
     scene.report.requests.after = Some(outcome.requests);
     checks::identities::edge_identities(scene).await?;
+    let left = checks::egress::attempt_all(scene).await?;
     checks::attacks::run(scene).await?;
-    checks::egress::run(scene).await?;
+    checks::egress::judge(scene, left).await?;
     checks::reuse::run(scene).await?;
     checks::renewal::run(scene).await?;
     checks::outage::run(scene).await?;
@@ -120,9 +116,10 @@ fn tap(world: &World, options: &Options, phase: &str) -> Result<Tap, Failure> {
     if let Some(directory) = &options.capture {
         tap = tap.pcap(directory.join(format!("{phase}.pcap")));
     }
-    world.lab.tap(tap).map_err(|error| {
-        Failure::new(Exit::KernelCannot, "cannot read the wire").found(load::sources(&error))
-    })
+    world
+        .lab
+        .tap(tap)
+        .map_err(|error| Failure::new(Exit::KernelCannot, "cannot read the wire").found(load::sources(&error)))
 }
 
 fn conclude(report: &Report, narrator: &Narrator) {
@@ -175,4 +172,3 @@ pub(super) async fn observe_until<T>(
     })
     .await
 }
-

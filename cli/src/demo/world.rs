@@ -118,7 +118,8 @@ impl World {
         }
         until("starting the applications", START, async || {
             self.check()?;
-            let listening = |child: &ChildProcess| std::fs::read_to_string(child.log()).is_ok_and(|log| log.contains("listening"));
+            let listening =
+                |child: &ChildProcess| std::fs::read_to_string(child.log()).is_ok_and(|log| log.contains("listening"));
             Ok(self.applications.iter().all(listening).then_some(()))
         })
         .await

@@ -12,10 +12,7 @@ pub struct Cell {
 impl Cell {
     /// `yes` in green or `no` in red.
     pub fn yes_no(yes: bool) -> Self {
-        Self {
-            text: if yes { "yes" } else { "no" }.into(),
-            colour: Some(if yes { 32 } else { 31 }),
-        }
+        Self { text: if yes { "yes" } else { "no" }.into(), colour: Some(if yes { 32 } else { 31 }) }
     }
 
     /// The value, or a dash where it is unknown.
@@ -59,13 +56,7 @@ pub struct Table {
 impl Table {
     /// An empty table.
     pub fn new(headings: &[&str]) -> Self {
-        let head = headings
-            .iter()
-            .map(|text| Cell {
-                text: (*text).to_owned(),
-                colour: Some(1),
-            })
-            .collect();
+        let head = headings.iter().map(|text| Cell { text: (*text).to_owned(), colour: Some(1) }).collect();
         Self { rows: vec![head] }
     }
 

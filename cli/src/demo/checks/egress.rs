@@ -20,14 +20,30 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// How a proxy may name the reason.
 const CAUSES: [&str; 3] = ["egress-denied", "egress-default-deny", "policy-denied"];
 
-/// `egress-allowed`, `egress-denied`
-pub(in crate::demo) async fn run(scene: &mut Scene<'_>) -> Result<(), Failure> {
-    allowed(scene).await?;
-    denied(scene).await
+/// What happened to each attempt: the allowed one, and those that are not.
+pub(in crate::demo) struct Attempts {
+    allowed: (Egress, String),
+    denied: Vec<Egress>,
 }
 
-async fn allowed(scene: &mut Scene<'_>) -> Result<(), Failure> {
-    let (record, how) = attempt(scene, STOCK, PARTNER.socket()).await?;
+/// Tries to leave the mesh, rightly and wrongly.
+pub(in crate::demo) async fn attempt_all(scene: &Scene<'_>) -> Result<Attempts, Failure> {
+    let allowed = attempt(scene, STOCK, PARTNER.socket()).await?;
+    let mut denied = Vec::new();
+    // The forbidden host for the one who may go out, and the allowed one for the one who may not.
+    for (pod, target) in [(STOCK, FORBIDDEN.socket()), (WEB, PARTNER.socket())] {
+        denied.push(attempt(scene, pod, target).await?.0);
+    }
+    Ok(Attempts { allowed, denied })
+}
+
+/// `egress-allowed`, `egress-denied`
+pub(in crate::demo) async fn judge(scene: &mut Scene<'_>, attempts: Attempts) -> Result<(), Failure> {
+    judge_allowed(scene, attempts.allowed);
+    judge_denied(scene, attempts.denied).await
+}
+
+fn judge_allowed(scene: &mut Scene<'_>, (record, how): (Egress, String)) {
     let [pod, _] = STOCK.addresses();
     let source = record.seen_source.as_deref().and_then(|text| text.parse::<SocketAddr>().ok());
     let kept_source = source.is_some_and(|source| source.ip() == pod);
@@ -39,26 +55,23 @@ async fn allowed(scene: &mut Scene<'_>) -> Result<(), Failure> {
     let expected = format!("shop/stock reaches {}, which sees {pod} at the address that was dialled", PARTNER.name);
     scene.check("egress-allowed", record.allowed && kept_source && kept_destination, &expected, found);
     scene.report.egress.push(record);
-    Ok(())
 }
 
-async fn denied(scene: &mut Scene<'_>) -> Result<(), Failure> {
-    let mut through = Vec::new();
-    // The forbidden host for the one who may go out, and the allowed one for the one who may not.
-    for (pod, target) in [(STOCK, FORBIDDEN.socket()), (WEB, PARTNER.socket())] {
-        let (record, _) = attempt(scene, pod, target).await?;
-        if record.allowed {
-            through.push(format!("{} reached {target}", pod.name));
-        }
-        scene.report.egress.push(record);
-    }
+async fn judge_denied(scene: &mut Scene<'_>, records: Vec<Egress>) -> Result<(), Failure> {
+    let reached = records.iter().filter(|record| record.allowed);
+    let through: Vec<_> = reached.map(|record| format!("{} reached {}", record.source, record.dialled)).collect();
+    scene.report.egress.extend(records);
     // From outside, nobody stands between: what it answers now is its first request, if it is right that nobody came.
     let client = scene.world.host(crate::demo::topology::CLIENT.name)?;
     let seen = load::get_json(client, FORBIDDEN.socket(), "/").await?;
     let before = seen.get("requests").and_then(Value::as_u64).map(|count| count.saturating_sub(1));
     let reported = observe_until(scene, "the proxies' reports", PATIENCE, |observed| {
         let refused = |pod: Pod| {
-            observed.refusals.iter().map(Refusal::from).find(|refusal| refusal.source == pod.name && CAUSES.contains(&refusal.cause.as_str()))
+            observed
+                .refusals
+                .iter()
+                .map(Refusal::from)
+                .find(|refusal| refusal.source == pod.name && CAUSES.contains(&refusal.cause.as_str()))
         };
         refused(STOCK).zip(refused(WEB))
     })
@@ -70,7 +83,8 @@ async fn denied(scene: &mut Scene<'_>) -> Result<(), Failure> {
         if through.is_empty() { "both refused".into() } else { through.join(", ") },
         before.map_or_else(|| "an unknown number of".into(), |count| count.to_string()),
     );
-    let expected = "shop/stock to a forbidden host, and shop/web to the partner, refused; the forbidden host sees nothing";
+    let expected =
+        "shop/stock to a forbidden host, and shop/web to the partner, refused; the forbidden host sees nothing";
     scene.check("egress-denied", passed, expected, found);
     Ok(())
 }

@@ -23,10 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// `edge-identities`
 pub(in crate::demo) async fn edge_identities(scene: &mut Scene<'_>) -> Result<(), Failure> {
     // What is not there when the time is over shows as what was found.
-    let waited = observe_until(scene, "seeing the edges", PATIENCE, |observed| {
-        problems(observed).is_empty().then_some(())
-    })
-    .await;
+    let waited =
+        observe_until(scene, "seeing the edges", PATIENCE, |observed| problems(observed).is_empty().then_some(()))
+            .await;
     let problems = match waited {
         Ok(()) => Vec::new(),
         Err(_) => problems(&crate::demo::mesh::observe(scene.world).await?),
@@ -51,7 +50,8 @@ fn problems(observed: &ObserveResponse) -> Vec<String> {
 
 fn problem(edges: &[Edge], kind: &str, source: Pod, destination: Pod) -> Option<String> {
     let name = format!("{} -> {}", source.name, destination.name);
-    let of_pair = |edge: &&Edge| edge.kind == kind && edge.source == source.name && edge.destination == destination.name;
+    let of_pair =
+        |edge: &&Edge| edge.kind == kind && edge.source == source.name && edge.destination == destination.name;
     let Some(edge) = edges.iter().find(of_pair) else {
         return Some(format!("{name}: no such edge was reported"));
     };

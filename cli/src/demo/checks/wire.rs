@@ -13,7 +13,10 @@ pub(in crate::demo) fn visible_before(tap: &TapReport, load: &Outcome) -> Check 
         name: "plaintext-visible-before",
         passed: failed == 0 && tap.marker_hits >= sent,
         expected: format!("the marker at least once for each of {sent} requests, and no failed request"),
-        found: format!("the marker {} times in {} packets; {failed} of {sent} requests failed", tap.marker_hits, tap.packets),
+        found: format!(
+            "the marker {} times in {} packets; {failed} of {sent} requests failed",
+            tap.marker_hits, tap.packets
+        ),
     }
 }
 
