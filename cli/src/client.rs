@@ -86,7 +86,9 @@ impl Client {
     }
 
     fn refused(&self, status: &tonic::Status) -> Failure {
-        if status.code() == tonic::Code::Unavailable {
+        // What was not said by the other end has an error of this end behind it.
+        let local = std::error::Error::source(status).is_some();
+        if local || status.code() == tonic::Code::Unavailable {
             return unreachable(&self.socket, &status.message());
         }
         Failure::new(Exit::Refused, format!("the control plane said no: {}", status.message())).found(format!(

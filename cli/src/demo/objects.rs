@@ -136,7 +136,7 @@ spec:
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 
@@ -145,8 +145,8 @@ mod tests {
         for text in [mesh(), workloads(), policies()] {
             for document in text.split("---\n").filter(|document| !document.trim().is_empty()) {
                 let value: serde_json::Value = serde_saphyr::from_str(document).unwrap();
-                if byrnie_api::is_ours(&value) {
-                    byrnie_api::parse(&value).unwrap();
+                if value["apiVersion"].as_str().is_some_and(byrnie_api::is_ours) {
+                    byrnie_api::parse(value).unwrap();
                 }
             }
         }
