@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use byrnie_identity::SpiffeId;
+use prometheus_client::metrics::gauge::Gauge;
 
 use crate::balance::Loads;
 use crate::limits::{IDLE_PER_DESTINATION, IDLE_TOTAL, IDLE_TUNNEL, TUNNEL_AGE};
@@ -52,6 +53,23 @@ struct Idle {
     tunnel: Mutex<Option<Box<Tunnel>>>,
     /// Stops the task that watches the tunnel.
     watcher: Mutex<Option<tokio::task::AbortHandle>>,
+    _counted: Counted,
+}
+
+/// One of the idle tunnels that the proxy shows to operators, for as long as it is one.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Counted {
+        gauge.inc();
+        Counted(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -84,7 +102,9 @@ impl Pool {
                 idle?
             };
             self.count.fetch_sub(1, Ordering::Relaxed);
-            if let Some(tunnel) = idle.take() && tunnel.born.elapsed() < TUNNEL_AGE {
+            if let Some(tunnel) = idle.take()
+                && tunnel.born.elapsed() < TUNNEL_AGE
+            {
                 return Some(tunnel);
             }
         }
@@ -100,7 +120,8 @@ impl Pool {
             tokio::spawn(tunnel.close());
             return;
         }
-        let idle = Arc::new(Idle { tunnel: Mutex::new(Some(tunnel)), watcher: Mutex::new(None) });
+        let counted = Counted::new(&shared.telemetry.metrics().idle_tunnels);
+        let idle = Arc::new(Idle { tunnel: Mutex::new(Some(tunnel)), watcher: Mutex::new(None), _counted: counted });
         lock(&pool.idle).entry(key.clone()).or_default().push(idle.clone());
         pool.count.fetch_add(1, Ordering::Relaxed);
         let watcher = tokio::spawn(watch(worker.clone(), shared.clone(), key, idle.clone())).abort_handle();
@@ -191,11 +212,16 @@ pub async fn supervise(shared: Arc<Shared>, worker: Arc<Worker>) {
     }
 }
 
-
 /// Bytes of the future that watches an idle tunnel.
 #[cfg(test)]
-pub(crate) fn watch_size(worker: &Arc<Worker>, shared: &Arc<Shared>, address: SocketAddr, tunnel: Box<Tunnel>) -> usize {
+pub(crate) fn watch_size(
+    worker: &Arc<Worker>,
+    shared: &Arc<Shared>,
+    address: SocketAddr,
+    tunnel: Box<Tunnel>,
+) -> usize {
     let key = Key { address, expected: tunnel.peer().id().clone(), generation: 0 };
-    let idle = Arc::new(Idle { tunnel: Mutex::new(Some(tunnel)), watcher: Mutex::new(None) });
+    let counted = Counted::new(&shared.telemetry.metrics().idle_tunnels);
+    let idle = Arc::new(Idle { tunnel: Mutex::new(Some(tunnel)), watcher: Mutex::new(None), _counted: counted });
     std::mem::size_of_val(&watch(worker.clone(), shared.clone(), key, idle))
 }
