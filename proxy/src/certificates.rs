@@ -281,9 +281,9 @@ impl Generation {
         })
     }
 
-    /// Whether the SVID is valid at `now`.
+    /// Whether the SVID is valid at `now`: to the end of its last second, as its peers see it.
     pub fn is_valid(&self, now: SystemTime) -> bool {
-        self.svid.not_before() <= now && now <= self.svid.not_after()
+        self.svid.not_before() <= now && now < self.svid.not_after() + Duration::from_secs(1)
     }
 }
 

@@ -35,8 +35,8 @@ struct Inner {
 pub(crate) struct Link {
     /// The stream is open.
     pub(crate) connected: bool,
-    /// Boot time at which that began or ended.
-    pub(crate) since: Duration,
+    /// Boot time at which that began or ended; `None`: it was never tried.
+    pub(crate) since: Option<Duration>,
     /// Why it is not open.
     pub(crate) last_error: Option<String>,
     /// Resources refused and not taken since: why.
@@ -89,14 +89,14 @@ impl Control {
 
     fn connected(&self, now: Duration) {
         let mut link = self.link_mut();
-        *link = Link { connected: true, since: now, last_error: None, nacks: std::mem::take(&mut link.nacks) };
+        *link = Link { connected: true, since: Some(now), last_error: None, nacks: std::mem::take(&mut link.nacks) };
     }
 
     fn disconnected(&self, now: Duration, reason: String) {
         let mut link = self.link_mut();
-        if link.connected {
+        if link.connected || link.since.is_none() {
             link.connected = false;
-            link.since = now;
+            link.since = Some(now);
         }
         link.last_error = Some(reason);
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use byrnie_identity::Clock;
+use byrnie_redirect::Exempt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -60,6 +61,18 @@ pub enum Problem {
         path: String,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// Capture lets another user pass than this one.
+    #[error(
+        "--exempt: expected to run as UID {expected}, the only user whose connections capture lets pass, found UID \
+         {found}: the proxy would be sent its own connections without end; run it as that user (such as with `setpriv \
+         --reuid {expected} --clear-groups`), or give `--exempt mark` to it and to `byrnie capture apply`"
+    )]
+    User {
+        /// Whom capture lets pass.
+        expected: u32,
+        /// Who runs.
+        found: u32,
     },
     /// A listener can't be opened.
     #[error(transparent)]
@@ -134,6 +147,14 @@ type Opened = ((Certificates, Telemetry), logging::LogLevel, Listeners);
 /// Opens everything that can fail for what the operator said, and says all that did.
 fn open(config: &Config, clock: &Clock) -> Result<Opened, RunError> {
     let mut problems = Vec::new();
+    let user = nix::unistd::geteuid().as_raw();
+    match config.exempt {
+        // Without capture it makes no difference.
+        Exempt::Uid(expected) if expected != user && config.require_capture_proof => {
+            problems.push(Problem::User { expected, found: user });
+        }
+        Exempt::Uid(_) | Exempt::Mark(_) => {}
+    }
     let log_level = logging::start(&config.log_level).map_err(|reason| problems.push(Problem::Log(reason)));
     let certificates = Certificates::open(config, clock.clone()).map_err(|error| problems.push(Problem::State(error)));
     let telemetry = Telemetry::new(&config.access_log, clock.clone()).map_err(|source| {
@@ -145,7 +166,7 @@ fn open(config: &Config, clock: &Clock) -> Result<Opened, RunError> {
     });
     let listeners = listeners::open(config).map_err(|errors| problems.extend(errors.into_iter().map(Problem::Listen)));
     match (certificates, telemetry, log_level, listeners) {
-        (Ok(certificates), Ok(telemetry), Ok(log_level), Ok(listeners)) => {
+        (Ok(certificates), Ok(telemetry), Ok(log_level), Ok(listeners)) if problems.is_empty() => {
             Ok(((certificates, telemetry), log_level, listeners))
         }
         _ => Err(RunError::Start(problems)),

@@ -47,7 +47,7 @@ pub(super) fn status(shared: &Shared) -> Status {
     let own = shared.control.own();
     let held = shared.certificates.held();
     let link = shared.control.link();
-    let since = shared.clock.boot().saturating_sub(link.since).as_secs();
+    let since = link.since.map(|since| shared.clock.boot().saturating_sub(since).as_secs());
     let bundles = shared.certificates.bundles().load();
     Status {
         version: env!("CARGO_PKG_VERSION"),

@@ -139,7 +139,9 @@ impl<H: Fn() -> bool> Keeper<H> {
         match self.certificates.held() {
             None => Some(Credential::JoinToken),
             // The control plane takes no expired SVID; where there is no token either, its refusal says what to do.
-            Some(held) if now > held.svid.not_after() && (self.has_token)() => Some(Credential::JoinToken),
+            Some(held) if !held.is_valid(now) && now > held.svid.not_after() && (self.has_token)() => {
+                Some(Credential::JoinToken)
+            }
             Some(held) if self.asked || !held.is_valid(now) || now >= held.renew_at => Some(Credential::Svid(held)),
             Some(_) => None,
         }

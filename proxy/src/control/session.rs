@@ -154,6 +154,8 @@ impl Session<'_> {
     async fn serve(&mut self, generation: u64, mut responses: Responses) -> End {
         let shared = Arc::clone(self.shared);
         let mut certificates = shared.certificates.changed();
+        // It may have been renewed while the stream was opened.
+        certificates.mark_changed();
         let mut regular = interval(REPORT_EVERY);
         regular.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

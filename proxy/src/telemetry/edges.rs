@@ -14,8 +14,9 @@ use byrnie_proto::mesh::v1 as proto;
 use super::{Direction, EdgeKind};
 
 /// Rows held; beyond it connections count in a row named [`OTHER`]. A sidecar speaks with tens of workloads; 4,096 rows
-/// of about 300 bytes stay under 2 MB, and a report of them under gRPC's 4 MiB.
-pub(crate) const MAX_EDGES: usize = 4096;
+/// of about 300 bytes stay under 2 MB, which the control plane takes in one report; the six rows for the rest (two
+/// directions of three kinds) count among them.
+pub(crate) const MAX_EDGES: usize = 4096 - 6;
 
 /// Stands for every workload that found no row of its own.
 pub(crate) const OTHER: &str = "other";
