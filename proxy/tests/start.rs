@@ -37,6 +37,9 @@ impl Files {
         let mut command = Command::new(env!("CARGO_BIN_EXE_byrnie-proxy"));
         command.args(["--control-plane", "127.0.0.1:1", "--access-log", "off", "--drain-timeout", "2s"]);
         command.args(["--trust-bundle", &self.path("bundle.pem"), "--state", &self.path("state")]);
+        let user = nix::unistd::geteuid();
+        let exempt = if user.is_root() { "mark".to_owned() } else { format!("uid:{user}") };
+        command.args(["--exempt", &exempt]);
         command.args(["--admin-listen", &format!("127.0.0.1:{}", ports[0])]);
         command.args(["--outbound-port", &ports[1].to_string(), "--inbound-port", &ports[2].to_string()]);
         command.args(["--metrics-listen", &format!("127.0.0.1:{}", ports[3])]);
@@ -106,7 +109,10 @@ fn a_wrong_command_line_ends_with_2_and_names_every_mistake() {
     for option in ["--control-plane", "--state", "--trust-bundle", "--workers", "--exempt"] {
         assert!(text.contains(&format!("\n  {option}: expected ")), "{option} is missing in {text}");
     }
-    assert_eq!(Command::new(env!("CARGO_BIN_EXE_byrnie-proxy")).arg("--nonsense").output().unwrap().status.code(), Some(2));
+    assert_eq!(
+        Command::new(env!("CARGO_BIN_EXE_byrnie-proxy")).arg("--nonsense").output().unwrap().status.code(),
+        Some(2)
+    );
 }
 
 #[test]
@@ -142,6 +148,14 @@ fn files_that_can_not_be_used_are_named_together_and_the_exit_code_is_2() {
     let text = text(&output);
     assert!(text.contains("svid.pem") && text.contains("0600"), "{text}");
     assert!(text.contains("--access-log: expected"), "{text}");
+}
+
+#[test]
+fn a_proxy_whose_connections_capture_would_catch_does_not_start() {
+    let files = Files::new();
+    let output = files.proxy(&free_ports()).args(["--exempt", "uid:4321"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("--exempt: expected to run as UID 4321"), "{}", text(&output));
 }
 
 #[test]
