@@ -155,7 +155,9 @@ mod tests {
         let endpoints = [endpoint(1, 1, false), endpoint(2, 1, false)];
         let loads = Loads::default();
         let _busy: Vec<UnderWay<'_>> = (0..20).map(|_| loads.begin(endpoints[0].address)).collect();
-        let quiet = (0..400).filter(|_| loads.choose(&endpoints, &[]).is_some_and(|c| c.address == endpoints[1].address)).count();
+        let quiet = (0..400)
+            .filter(|_| loads.choose(&endpoints, &[]).is_some_and(|c| c.address == endpoints[1].address))
+            .count();
         assert!(quiet > 250, "{quiet} of 400, expected about 300");
     }
 

@@ -8,13 +8,13 @@ mod plaintext;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use byrnie_identity::tls::ALPN_TUNNEL;
 use byrnie_policy::MtlsMode;
 use byrnie_redirect::{OriginalDestination, original_dst};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 pub(crate) use gate::Gate;
 use local::is_own_address;
@@ -24,7 +24,7 @@ use crate::model::OwnPod;
 use crate::shared::Shared;
 use crate::sockets;
 use crate::telemetry::{Connection, Direction};
-use crate::tunnel::client_hello::{FirstBytes, classify};
+use crate::tunnel::client_hello::{ClientHelloReader, FirstBytes};
 use crate::tunnel::pool::Worker;
 use crate::tunnel::server;
 
@@ -50,24 +50,38 @@ pub(crate) async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketA
         // The client gave up while it waited: the next one is there already, or will be.
         Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => None,
         Err(error) => {
-            tracing::warn!(%error, "a connection can't be accepted now; check the limit of open files (ulimit -n)");
+            warn_of_exhaustion(&error);
             None
         }
     }
 }
 
+/// Once in five seconds: accept is tried again many times in between.
+fn warn_of_exhaustion(error: &io::Error) {
+    static LAST: Mutex<Option<std::time::Instant>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_none_or(|last| last.elapsed().as_secs() >= 5) {
+        *last = Some(std::time::Instant::now());
+        tracing::warn!(%error, "connections can't be accepted now; check the limit of open files (ulimit -n)");
+    }
+}
+
 pub(crate) async fn handle(shared: Arc<Shared>, stream: TcpStream, source: SocketAddr) {
     let dialled = match original_dst(&stream) {
-        Ok(dialled) if dialled.0.port() != shared.config.listen.inbound_port && is_own_address(dialled.0.ip()) => dialled,
+        Ok(dialled) if dialled.0.port() != shared.config.listen.inbound_port && is_own_address(dialled.0.ip()) => {
+            dialled
+        }
         other => {
             let found = other.map_or_else(|error| error.to_string(), |dialled| dialled.0.to_string());
             let address = stream.local_addr().unwrap_or(source);
             sockets::reset_unless_clean(&stream);
             let connection = shared.telemetry.connection(Direction::Inbound, source, address);
-            return connection.refuse("not-redirected", format!("expected a captured connection to this pod, found {found}"));
+            return connection
+                .refuse("not-redirected", format!("expected a captured connection to this pod, found {found}"));
         }
     };
-    let connection = Inbound { shared, stream, source, dialled };
+    let until = Instant::now() + TLS_HANDSHAKE;
+    let connection = Inbound { shared, stream, source, dialled, until };
     connection.run().await;
 }
 
@@ -77,6 +91,8 @@ struct Inbound {
     stream: TcpStream,
     source: SocketAddr,
     dialled: OriginalDestination,
+    /// When it must have proved who it is.
+    until: Instant,
 }
 
 impl Inbound {
@@ -94,9 +110,9 @@ impl Inbound {
     /// Nothing but TLS gets further than its first byte.
     async fn strict(self, own: &OwnPod) {
         let gate = self.shared.streams.handshakes.enter(self.source.ip());
-        let mut read = Vec::new();
+        let (mut reader, mut read) = (ClientHelloReader::default(), Vec::new());
         let first = tokio::select! {
-            first = first_bytes(&self.stream, &mut read, TLS_HANDSHAKE) => first,
+            first = first_bytes(&self.stream, &mut reader, &mut read, self.until) => first,
             () = gate.evicted() => return self.refuse("too-many-handshakes", "this address has more handshakes under way than any other".into()),
         };
         match first {
@@ -105,8 +121,12 @@ impl Inbound {
             Ok(FirstBytes::NotTls) => {
                 self.refuse("plaintext-refused", "plaintext, where mTLS is strict; expected byrnie/1".into());
             }
-            Ok(FirstBytes::Incomplete) => self.refuse("silent", "no ClientHello within 5 s, where mTLS is strict".into()),
-            Err(error) => self.refuse("closed-early", format!("the client closed before it had said what it is: {error}")),
+            Ok(FirstBytes::Incomplete) => {
+                self.refuse("silent", "no ClientHello within 5 s, where mTLS is strict".into())
+            }
+            Err(error) => {
+                self.refuse("closed-early", format!("the client closed before it had said what it is: {error}"))
+            }
         }
     }
 
@@ -114,9 +134,9 @@ impl Inbound {
         let Some(certificates) = self.shared.certificates.current() else {
             return self.refuse("no-svid", "this proxy has no SVID yet".into());
         };
-        let Inbound { shared, stream, source, dialled } = self;
+        let Inbound { shared, stream, source, dialled, until } = self;
         let accepted = tokio::select! {
-            accepted = server::accept(&shared, &certificates, stream, read) => accepted,
+            accepted = server::accept(&shared, &certificates, stream, read, until) => accepted,
             () = gate.evicted() => {
                 let connection = shared.telemetry.connection(Direction::Inbound, source, dialled.0);
                 return connection.refuse("too-many-handshakes", "this address has more handshakes under way than any other".into());
@@ -151,18 +171,25 @@ fn record(shared: &Shared, source: SocketAddr, dialled: OriginalDestination) -> 
     connection
 }
 
-/// Reads until it is known what the connection is, or `bound` has passed ([`FirstBytes::Incomplete`] then).
+/// Reads until it is known what the connection is, or `until` has passed ([`FirstBytes::Incomplete`] then). What is read
+/// is appended to `read`.
 ///
 /// # Errors
 /// The client's end, or that of its connection.
-async fn first_bytes(stream: &TcpStream, read: &mut Vec<u8>, bound: Duration) -> io::Result<FirstBytes> {
+async fn first_bytes(
+    stream: &TcpStream,
+    reader: &mut ClientHelloReader,
+    read: &mut Vec<u8>,
+    until: Instant,
+) -> io::Result<FirstBytes> {
     let reading = async {
         loop {
             stream.readable().await?;
             read.reserve(BUFFER_MIN);
+            let before = read.len();
             match stream.try_read_buf(read) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => match classify(read, ALPN_TUNNEL) {
+                Ok(_) => match reader.feed(read.get(before..).unwrap_or_default(), ALPN_TUNNEL) {
                     FirstBytes::Incomplete if read.len() > 2 * CLIENT_HELLO => return Ok(FirstBytes::NotTls),
                     FirstBytes::Incomplete => {}
                     known => return Ok(known),
@@ -172,5 +199,5 @@ async fn first_bytes(stream: &TcpStream, read: &mut Vec<u8>, bound: Duration) ->
             }
         }
     };
-    tokio::time::timeout(bound, reading).await.unwrap_or(Ok(FirstBytes::Incomplete))
+    tokio::time::timeout_at(until, reading).await.unwrap_or(Ok(FirstBytes::Incomplete))
 }

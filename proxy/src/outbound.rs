@@ -37,7 +37,8 @@ pub(crate) async fn handle(shared: Arc<Shared>, worker: Arc<Worker>, stream: Tcp
         Ok(dialled) if is_canary(dialled) => return shared.readiness.answer_canary(stream, dialled).await,
         Ok(dialled) if dialled.0 != stream.local_addr().unwrap_or(dialled.0) => dialled,
         other => {
-            let found = other.map_or_else(|error| error.to_string(), |dialled| format!("{}, this proxy itself", dialled.0));
+            let found =
+                other.map_or_else(|error| error.to_string(), |dialled| format!("{}, this proxy itself", dialled.0));
             let address = stream.local_addr().unwrap_or(source);
             let connection = shared.telemetry.connection(Direction::Outbound, source, address);
             return connection.refuse("not-redirected", format!("expected a captured connection, found {found}"));
@@ -98,27 +99,19 @@ impl Outbound {
         }
         let mut early = Early::default();
         let mut tried = Vec::new();
-        let mut last: Option<Failed> = None;
-        while tried.len() < ATTEMPTS {
-            let Some(endpoint) = self.worker.loads.choose(&destination.endpoints, &tried) else { break };
+        while let Some(endpoint) = self.worker.loads.choose(&destination.endpoints, &tried) {
             tried.push(endpoint.address);
-            if let Some(failed) = last.take() {
-                connection = failed.connection;
-            }
             connection.destination(endpoint.workload.clone(), None);
-            match self.to_endpoint(connection, destination, endpoint, &mut early).await {
+            let failed = match self.to_endpoint(connection, destination, endpoint, &mut early).await {
                 Ok(()) => return,
-                Err(failed) if failed.retryable => last = Some(failed),
-                Err(failed) => return self.refuse(failed.connection, failed.cause, failed.reason),
-            }
-            connection = match last.take() {
-                Some(failed) if tried.len() < ATTEMPTS && tried.len() < destination.endpoints.len() => {
-                    tracing::debug!(endpoint = %endpoint.address, cause = failed.cause, "trying another endpoint");
-                    failed.connection
-                }
-                Some(failed) => return self.refuse(failed.connection, failed.cause, failed.reason),
-                None => return,
+                Err(failed) => failed,
             };
+            let others = tried.len() < ATTEMPTS && self.worker.loads.choose(&destination.endpoints, &tried).is_some();
+            if !failed.retryable || !others {
+                return self.refuse(failed.connection, failed.cause, failed.reason);
+            }
+            tracing::warn!(cause = failed.cause, reason = failed.reason, "trying another endpoint");
+            connection = failed.connection;
         }
         let reason = format!("{} has no endpoint that takes connections", self.dialled.0);
         self.refuse(connection, "no-endpoints", reason);
@@ -132,17 +125,24 @@ impl Outbound {
         early: &mut Early,
     ) -> Result<(), Failed> {
         let refused = |connection, reason: &str| {
-            let reason = format!("{} ({}) is in an enrolled namespace, but not meshed, and {reason}", endpoint.workload, endpoint.address);
+            let reason = format!(
+                "{} ({}) is in an enrolled namespace, but not meshed, and {reason}",
+                endpoint.workload, endpoint.address
+            );
             Err(Failed { connection, cause: "unmeshed-endpoint", reason, retryable: false })
         };
         match &endpoint.meshed {
             Meshed::Yes(_) if endpoint.pod_uid == self.own.pod_uid => self.to_own_pod(connection, endpoint).await,
             Meshed::Yes(expected) => self.through_tunnel(connection, destination, endpoint, expected, early).await,
-            Meshed::EnrolledUnmeshed { permissive: false, .. } => refused(connection, "no Permissive MtlsPolicy covers it"),
+            Meshed::EnrolledUnmeshed { permissive: false, .. } => {
+                refused(connection, "no Permissive MtlsPolicy covers it")
+            }
             Meshed::EnrolledUnmeshed { until: Some(end), .. } if *end <= self.shared.clock.wall() => {
                 refused(connection, "the Permissive MtlsPolicy that covered it has ended")
             }
-            Meshed::EnrolledUnmeshed { .. } | Meshed::NotEnrolled => self.in_plaintext(connection, endpoint, early).await,
+            Meshed::EnrolledUnmeshed { .. } | Meshed::NotEnrolled => {
+                self.in_plaintext(connection, endpoint, early).await
+            }
         }
     }
 

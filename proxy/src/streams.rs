@@ -284,14 +284,12 @@ fn check(stream: &Stream, shared: &Shared) -> Result<(), Cut> {
         (Grounds::Inbound { port }, Some(peer)) => inbound(Peer::Mesh(peer), *port),
         (Grounds::Ingress { port }, Some(peer)) => inbound(Peer::Ingress(peer), *port),
         (Grounds::InboundPlaintext { source, port }, _) => inbound(Peer::Plaintext(*source), *port),
-        (Grounds::Outbound { dialled, endpoint, expected }, Some(_)) => {
-            match meshed(shared, *dialled, *endpoint) {
-                Some(Meshed::Yes(id)) if id != *expected => {
-                    Err(denied("wrong-identity", format!("{endpoint} is {id} now, and was {expected}")))
-                }
-                _ => Ok(()),
+        (Grounds::Outbound { dialled, endpoint, expected }, Some(_)) => match meshed(shared, *dialled, *endpoint) {
+            Some(Meshed::Yes(id)) if id != *expected => {
+                Err(denied("wrong-identity", format!("{endpoint} is {id} now, and was {expected}")))
             }
-        }
+            _ => Ok(()),
+        },
         (Grounds::OutboundPlaintext { dialled, endpoint }, _) => match meshed(shared, *dialled, *endpoint) {
             Some(Meshed::Yes(id)) => Err(denied("meshed-now", format!("{endpoint} is meshed now, as {id}"))),
             Some(Meshed::EnrolledUnmeshed { permissive: true, until }) if until.is_none_or(|end| now < end) => Ok(()),
@@ -301,7 +299,8 @@ fn check(stream: &Stream, shared: &Shared) -> Result<(), Cut> {
             Some(Meshed::NotEnrolled) | None => Ok(()),
         },
         (Grounds::Egress { destination }, _) => {
-            let request = EgressRequest { source: &own.spiffe_id, destination: destination.ip(), port: destination.port() };
+            let request =
+                EgressRequest { source: &own.spiffe_id, destination: destination.ip(), port: destination.port() };
             let decision = evaluate_egress(&own.policies, &request);
             if decision.allowed { Ok(()) } else { Err(denied(decision.reason.as_str(), decision.to_string())) }
         }

@@ -57,8 +57,15 @@ impl TestMesh {
         std::fs::write(&bundle, self.authority.bundle().to_pem()).unwrap();
         let state = directory.to_str().unwrap();
         let line = CommandLine::parse_from([
-            "byrnie-proxy", "--control-plane", "127.0.0.1:1", "--state", state, "--access-log", "off",
-            "--trust-bundle", bundle.to_str().unwrap(),
+            "byrnie-proxy",
+            "--control-plane",
+            "127.0.0.1:1",
+            "--state",
+            state,
+            "--access-log",
+            "off",
+            "--trust-bundle",
+            bundle.to_str().unwrap(),
         ]);
         let mut options = line.options;
         self.svid(service_account, Duration::from_secs(3600)).save(&directory).unwrap();

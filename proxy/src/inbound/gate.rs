@@ -92,7 +92,9 @@ impl Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         let mut counts = self.gate.lock();
-        let Some(handshakes) = counts.sources.get_mut(&self.source) else { return };
+        let Some(handshakes) = counts.sources.get_mut(&self.source) else {
+            return;
+        };
         let before = handshakes.len();
         handshakes.retain(|handshake| !Arc::ptr_eq(handshake, &self.evicted));
         let left = handshakes.len();

@@ -15,7 +15,6 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::{Inbound, gate, record};
-use crate::limits::TLS_HANDSHAKE;
 use crate::model::OwnPod;
 use crate::sockets;
 use crate::streams::{Grounds, Registered};
@@ -34,12 +33,12 @@ impl Inbound {
         let Some(certificates) = self.shared.certificates.current() else {
             return self.refuse("no-svid", "this proxy has no SVID yet".into());
         };
-        let Inbound { shared, stream, source, dialled } = self;
+        let Inbound { shared, stream, source, dialled, until } = self;
         sockets::reset_unless_clean(&stream);
         let client = Replayed { read, taken: 0, stream };
         let handshake = TlsAcceptor::from(certificates.ingress.clone()).accept(client);
         let accepted = tokio::select! {
-            accepted = tokio::time::timeout(TLS_HANDSHAKE, handshake) => accepted,
+            accepted = tokio::time::timeout_at(until, handshake) => accepted,
             () = gate.evicted() => {
                 let reason = "this address has more handshakes under way than any other";
                 return record(&shared, source, dialled).refuse("too-many-handshakes", reason.into());

@@ -6,14 +6,15 @@ use std::time::Duration;
 use byrnie_policy::{Peer, Request, authorize};
 use byrnie_redirect::OriginalDestination;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::{Inbound, first_bytes, record};
-use crate::limits::{PERMISSIVE_SILENCE, TLS_HANDSHAKE};
+use crate::limits::PERMISSIVE_SILENCE;
 use crate::model::{AppProtocol, Meshed, OwnPod};
 use crate::passthrough::{self, End};
 use crate::sockets;
 use crate::streams::Grounds;
-use crate::tunnel::client_hello::FirstBytes;
+use crate::tunnel::client_hello::{ClientHelloReader, FirstBytes};
 use crate::tunnel::server::dial_application;
 
 impl Inbound {
@@ -23,31 +24,29 @@ impl Inbound {
             return self.strict(own).await;
         }
         let gate = self.shared.streams.handshakes.enter(self.source.ip());
-        let mut read = Vec::new();
         let server_first = own.ports.get(&self.dialled.0.port()) == Some(&AppProtocol::ServerFirst);
         let patience = if server_first { Duration::ZERO } else { PERMISSIVE_SILENCE };
-        let mut first = first_bytes(&self.stream, &mut read, patience).await;
+        let (mut reader, mut read) = (ClientHelloReader::default(), Vec::new());
+        let mut first = first_bytes(&self.stream, &mut reader, &mut read, Instant::now() + patience).await;
         if matches!(first, Ok(FirstBytes::Incomplete)) && !read.is_empty() {
             // It began like TLS: the rest of the ClientHello is on its way.
-            let begun = std::mem::take(&mut read);
-            first = self.rest_of_hello(begun, &mut read).await;
+            first = first_bytes(&self.stream, &mut reader, &mut read, self.until).await;
         }
         match first {
             Ok(FirstBytes::Offers) => self.tunnel(read, gate).await,
-            Ok(FirstBytes::OtherTls) if own.policies.ingress.iter().any(|rule| rule.ports.contains(self.dialled.0.port())) => {
+            Ok(FirstBytes::OtherTls)
+                if own.policies.ingress.iter().any(|rule| rule.ports.contains(self.dialled.0.port())) =>
+            {
                 self.other_tls(own, read, gate).await;
             }
             Ok(_) => {
                 drop(gate);
                 self.pass(own, read).await;
             }
-            Err(error) => self.refuse("closed-early", format!("the client closed before it had said what it is: {error}")),
+            Err(error) => {
+                self.refuse("closed-early", format!("the client closed before it had said what it is: {error}"))
+            }
         }
-    }
-
-    async fn rest_of_hello(&self, begun: Vec<u8>, read: &mut Vec<u8>) -> std::io::Result<FirstBytes> {
-        *read = begun;
-        first_bytes(&self.stream, read, TLS_HANDSHAKE).await
     }
 
     /// Whether the control plane knows the source as a pod whose connections its own proxy secures.
@@ -61,7 +60,7 @@ impl Inbound {
     }
 
     async fn pass(self, own: &OwnPod, read: Vec<u8>) {
-        let Inbound { shared, stream, source, dialled } = self;
+        let Inbound { shared, stream, source, dialled, .. } = self;
         sockets::reset_unless_clean(&stream);
         let port = dialled.0.port();
         let mut connection = record(&shared, source, dialled);

@@ -102,7 +102,13 @@ impl Outbound {
     }
 
     /// Moves the bytes as they are, beginning with what an attempt at another endpoint has read already.
-    async fn carry(&self, mut connection: Connection, other: TcpStream, registered: &Registered<'_>, early: &mut Early) {
+    async fn carry(
+        &self,
+        mut connection: Connection,
+        other: TcpStream,
+        registered: &Registered<'_>,
+        early: &mut Early,
+    ) {
         sockets::reset_unless_clean(&other);
         let already = std::mem::take(&mut early.bytes);
         let moved = match passthrough::write_all(&other, &already).await {

@@ -11,10 +11,10 @@ use crate::model::{AppProtocol, Destination, Endpoint};
 use crate::sockets;
 use crate::streams::Grounds;
 use crate::telemetry::Connection;
+use crate::tunnel::Tunnel;
 use crate::tunnel::client::{self, Early, OpenError};
 use crate::tunnel::pool::{Key, Pool};
 use crate::tunnel::relay::{End, Relay};
-use crate::tunnel::Tunnel;
 
 impl Outbound {
     /// Carries the connection to `endpoint`, which has to be `expected`.
@@ -108,7 +108,13 @@ impl Outbound {
     }
 
     /// Records the end, and keeps the tunnel if it is good for another stream.
-    async fn finish(&self, mut connection: Connection, tunnel: Box<Tunnel>, key: Key, ended: Ended) -> Result<(), Failed> {
+    async fn finish(
+        &self,
+        mut connection: Connection,
+        tunnel: Box<Tunnel>,
+        key: Key,
+        ended: Ended,
+    ) -> Result<(), Failed> {
         let Ended { sent, received, end } = ended;
         if matches!(end, End::Clean) {
             sockets::ended_cleanly(&self.application);

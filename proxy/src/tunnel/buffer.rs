@@ -102,7 +102,12 @@ mod tests {
         buffer.extend(b"abc");
         buffer.consume(1);
         buffer.extend(b"de");
-        buffer.append(10, |out| { out[0] = b'f'; Ok::<_, ()>(1) }).unwrap();
+        buffer
+            .append(10, |out| {
+                out[0] = b'f';
+                Ok::<_, ()>(1)
+            })
+            .unwrap();
         assert_eq!(buffer.filled(), b"bcdef");
         buffer.consume(99);
         assert!(buffer.is_empty());

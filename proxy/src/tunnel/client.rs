@@ -160,7 +160,8 @@ pub(crate) async fn open(
 ) -> Result<(), OpenError> {
     let first = tunnel.session.wants_nonce();
     message.nonce = tunnel.fresh_nonce();
-    let mut opening = Opening { shared, tunnel, application, early, reader: FromApplication::new(), sent: false, first };
+    let mut opening =
+        Opening { shared, tunnel, application, early, reader: FromApplication::new(), sent: false, first };
     opening.begin(&message)?;
     match tokio::time::timeout(OPEN_TO_ACCEPT, std::future::poll_fn(|cx| opening.poll(cx))).await {
         Ok(result) => result,

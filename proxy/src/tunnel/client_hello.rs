@@ -1,5 +1,5 @@
 //! Reads as much of a TLS ClientHello (RFC 8446, 4.1.2) as decides where a connection belongs: the ALPN protocols it
-//! offers. It copies nothing but the handshake message, bounds it, and never trusts a length.
+//! offers. It keeps the handshake message alone, bounds it, and never trusts a length.
 
 use crate::limits::CLIENT_HELLO;
 
@@ -18,81 +18,88 @@ pub(crate) enum FirstBytes {
 
 const HANDSHAKE_RECORD: u8 = 22;
 const CLIENT_HELLO_MESSAGE: u8 = 1;
-const ALPN_EXTENSION: u16 = 16;
+const ALPN_EXTENSION: usize = 16;
 const RECORD_HEADER: usize = 5;
+const MESSAGE_HEADER: usize = 4;
 
-/// Classifies `bytes`, all that came so far, by whether they are a ClientHello that offers `protocol`. A ClientHello may
-/// be cut into segments and records anywhere. What begins like TLS and then is not is [`FirstBytes::NotTls`].
-pub(crate) fn classify(bytes: &[u8], protocol: &[u8]) -> FirstBytes {
-    let (message, complete) = match handshake_bytes(bytes) {
-        Ok(read) => read,
-        Err(NotTls) => return FirstBytes::NotTls,
-    };
-    let Some((&kind, rest)) = message.split_first() else {
-        return if complete { FirstBytes::NotTls } else { FirstBytes::Incomplete };
-    };
-    if kind != CLIENT_HELLO_MESSAGE {
-        return FirstBytes::NotTls;
+/// Collects a ClientHello that may be cut into segments and records anywhere. Each byte is looked at once, however small
+/// the pieces are that it comes in.
+#[derive(Default)]
+pub(crate) struct ClientHelloReader {
+    header: [u8; RECORD_HEADER],
+    header_filled: usize,
+    /// Bytes of the current record that have not come yet.
+    remaining: usize,
+    message: Vec<u8>,
+}
+
+impl ClientHelloReader {
+    /// Takes the next bytes of the connection and says what it is by now: whether a ClientHello that offers `protocol`.
+    /// What begins like TLS and then is not is [`FirstBytes::NotTls`].
+    pub(crate) fn feed(&mut self, mut bytes: &[u8], protocol: &[u8]) -> FirstBytes {
+        while let Some((&byte, rest)) = bytes.split_first() {
+            if self.remaining > 0 {
+                let (taken, later) = bytes.split_at(self.remaining.min(bytes.len()));
+                self.message.extend_from_slice(taken);
+                self.remaining -= taken.len();
+                bytes = later;
+                match self.message_length() {
+                    Err(NotTls) => return FirstBytes::NotTls,
+                    Ok(Some(length)) if self.message.len() >= length => return self.judge(length, protocol),
+                    Ok(_) => {}
+                }
+                continue;
+            }
+            if let Some(slot) = self.header.get_mut(self.header_filled) {
+                *slot = byte;
+            }
+            self.header_filled += 1;
+            bytes = rest;
+            if self.begin_record().is_err() {
+                return FirstBytes::NotTls;
+            }
+        }
+        FirstBytes::Incomplete
     }
-    let mut reader = Reader(rest);
-    let Some(length) = reader.number(3) else { return FirstBytes::Incomplete };
-    if length > CLIENT_HELLO {
-        return FirstBytes::NotTls;
+
+    /// Looks at the record header as far as it has come.
+    fn begin_record(&mut self) -> Result<(), NotTls> {
+        let [kind, major, _, high, low] = self.header;
+        if kind != HANDSHAKE_RECORD || (self.header_filled > 1 && major != 3) {
+            return Err(NotTls);
+        }
+        if self.header_filled == RECORD_HEADER {
+            self.header_filled = 0;
+            self.remaining = usize::from(u16::from_be_bytes([high, low]));
+            if self.remaining == 0 || self.remaining > 16 * 1024 {
+                return Err(NotTls);
+            }
+        }
+        Ok(())
     }
-    match reader.take(length) {
-        None => FirstBytes::Incomplete,
-        Some(body) => match offers(body, protocol) {
+
+    /// Bytes of the handshake message with its header, once that is known.
+    fn message_length(&self) -> Result<Option<usize>, NotTls> {
+        match self.message.as_slice() {
+            [kind, ..] if *kind != CLIENT_HELLO_MESSAGE => Err(NotTls),
+            [_, a, b, c, ..] => {
+                let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+                if length > CLIENT_HELLO { Err(NotTls) } else { Ok(Some(MESSAGE_HEADER + length)) }
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn judge(&self, length: usize, protocol: &[u8]) -> FirstBytes {
+        match self.message.get(MESSAGE_HEADER..length).and_then(|body| offers(body, protocol)) {
             None => FirstBytes::NotTls,
             Some(true) => FirstBytes::Offers,
             Some(false) => FirstBytes::OtherTls,
-        },
+        }
     }
 }
 
 struct NotTls;
-
-/// The payloads of the handshake records at the front of `bytes`, joined, and whether the message that they begin is
-/// known to have ended.
-fn handshake_bytes(bytes: &[u8]) -> Result<(Vec<u8>, bool), NotTls> {
-    let mut message = Vec::new();
-    let mut rest = bytes;
-    loop {
-        match rest {
-            [] => return Ok((message, false)),
-            [kind, ..] if *kind != HANDSHAKE_RECORD => return Err(NotTls),
-            [_, major, ..] if *major != 3 => return Err(NotTls),
-            _ => {}
-        }
-        let Some((header, after)) = rest.split_at_checked(RECORD_HEADER) else { return Ok((message, false)) };
-        let length = match header {
-            [_, _, _, high, low] => usize::from(u16::from_be_bytes([*high, *low])),
-            _ => return Err(NotTls),
-        };
-        if length == 0 || length > 16 * 1024 {
-            return Err(NotTls);
-        }
-        match after.split_at_checked(length) {
-            Some((payload, next)) => {
-                message.extend_from_slice(payload);
-                rest = next;
-            }
-            None => {
-                message.extend_from_slice(after);
-                return Ok((message, false));
-            }
-        }
-        if message.len() > CLIENT_HELLO + 4 || ended(&message) {
-            return Ok((message, true));
-        }
-    }
-}
-
-fn ended(message: &[u8]) -> bool {
-    match message {
-        [_, a, b, c, body @ ..] => body.len() >= u32::from_be_bytes([0, *a, *b, *c]) as usize,
-        _ => false,
-    }
-}
 
 /// Whether the body of a ClientHello offers `protocol`; `None` where the body is malformed.
 fn offers(body: &[u8], protocol: &[u8]) -> Option<bool> {
@@ -111,7 +118,7 @@ fn offers(body: &[u8], protocol: &[u8]) -> Option<bool> {
         let kind = extensions.number(2)?;
         let length = extensions.number(2)?;
         let value = extensions.take(length)?;
-        if kind == usize::from(ALPN_EXTENSION) {
+        if kind == ALPN_EXTENSION {
             return names(value, protocol);
         }
     }
@@ -154,6 +161,10 @@ mod tests {
     use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
     use std::sync::Arc;
 
+    fn classify(bytes: &[u8], protocol: &[u8]) -> FirstBytes {
+        ClientHelloReader::default().feed(bytes, protocol)
+    }
+
     #[derive(Debug)]
     struct Never;
 
@@ -191,12 +202,13 @@ mod tests {
 
     /// A real ClientHello of rustls, post-quantum key share included.
     fn client_hello(alpn: &[&[u8]]) -> Vec<u8> {
-        let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Never))
-            .with_no_client_auth();
+        let mut config =
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(Never))
+                .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         let mut connection =
             rustls::ClientConnection::new(Arc::new(config), ServerName::try_from("example.test").unwrap()).unwrap();
@@ -240,10 +252,23 @@ mod tests {
 
     #[test]
     fn plaintext_protocols_are_not_tls() {
-        for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"PRI * HTTP/2.0", b"SSH-2.0-x", b"\x00\x01", &[22, 2, 0], &[22, 3, 1, 0, 0]] {
+        for bytes in
+            [&b"GET / HTTP/1.1\r\n"[..], b"PRI * HTTP/2.0", b"SSH-2.0-x", b"\x00\x01", &[22, 2, 0], &[22, 3, 1, 0, 0]]
+        {
             assert_eq!(classify(bytes, b"byrnie/1"), FirstBytes::NotTls, "{bytes:?}");
         }
         assert_eq!(classify(&[22, 3, 1, 0, 4, 2, 0, 0, 0], b"byrnie/1"), FirstBytes::NotTls, "a ServerHello");
+    }
+
+    #[test]
+    fn a_client_hello_may_come_byte_by_byte() {
+        let hello = in_records(&client_hello(&[b"byrnie/1"]), 7);
+        let (last, before) = hello.split_last().unwrap();
+        let mut reader = ClientHelloReader::default();
+        for byte in before {
+            assert_eq!(reader.feed(&[*byte], b"byrnie/1"), FirstBytes::Incomplete);
+        }
+        assert_eq!(reader.feed(&[*last], b"byrnie/1"), FirstBytes::Offers);
     }
 
     proptest! {

@@ -4,8 +4,8 @@
 use std::io;
 use std::task::{Context, Poll};
 
-use bytes::BufMut;
 use byrnie_proto::tunnel::{HEADER_LEN, v1::ResetCode};
+use bytes::BufMut;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
@@ -177,7 +177,9 @@ impl<'a> Relay<'a> {
         if let Some(cut) = self.stream.cut() {
             return Err(End::Cut(cut.clone()));
         }
-        if self.stream.take_prove() && let Some(own) = self.shared.certificates.current() {
+        if self.stream.take_prove()
+            && let Some(own) = self.shared.certificates.current()
+        {
             self.tunnel.prove(&own).map_err(End::Tunnel)?;
         }
         if self.stream.take_go_away() {

@@ -10,9 +10,10 @@ use byrnie_proto::tunnel::{Role, v1};
 use byrnie_redirect::OriginalDestination;
 use rustls::server::UnbufferedServerConnection;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::certificates::Generation;
-use crate::limits::{CLOSE_NOTIFY, SERVER_IDLE_TUNNEL, TLS_HANDSHAKE};
+use crate::limits::{CLOSE_NOTIFY, SERVER_IDLE_TUNNEL};
 use crate::model::OwnPod;
 use crate::shared::Shared;
 use crate::sockets::{self, ConnectError};
@@ -22,16 +23,17 @@ use crate::tunnel::relay::{End, Relay};
 use crate::tunnel::tls::{Tls, TlsError};
 use crate::tunnel::{Heard, Tunnel, TunnelError};
 
-/// Runs the server's handshake on `stream`, of which `read` was read already, and verifies the client.
+/// Runs the server's handshake on `stream`, of which `read` was read already, and verifies the client, before `until`.
 pub(crate) async fn accept(
     shared: &Shared,
     own: &Arc<Generation>,
     stream: TcpStream,
     read: Vec<u8>,
+    until: Instant,
 ) -> Result<Tunnel, TunnelError> {
     let connection = UnbufferedServerConnection::new(own.server.clone()).map_err(TlsError::from)?;
     let mut tls = Tls::server(stream, connection, read);
-    match tokio::time::timeout(TLS_HANDSHAKE, tls.handshake()).await {
+    match tokio::time::timeout_at(until, tls.handshake()).await {
         Ok(result) => result?,
         Err(_) => return Err(TunnelError::Timeout("the TLS handshake took more than 5 s")),
     }

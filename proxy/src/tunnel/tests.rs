@@ -43,7 +43,10 @@ impl Rig {
                 let (stream, source) = inbound.accept().await.unwrap();
                 let (shared, own) = (shared.clone(), shared.certificates.current().unwrap());
                 tokio::spawn(async move {
-                    if let Ok(tunnel) = server::accept(&shared, &own, stream, Vec::new()).await {
+                    if let Ok(tunnel) =
+                        server::accept(&shared, &own, stream, Vec::new(), Instant::now() + crate::limits::TLS_HANDSHAKE)
+                            .await
+                    {
                         server::serve(&shared, tunnel, source, OriginalDestination(application_address)).await;
                     }
                 });
@@ -233,7 +236,8 @@ async fn an_application_that_does_not_listen_is_a_retryable_refusal() {
     rig.application = listener().await.0;
     let mut tunnel = rig.dial().await;
     let (_near, far) = connected().await;
-    let refused = client::open(&mut tunnel, &rig.client, &far, &mut Early::default(), Open::default()).await.unwrap_err();
+    let refused =
+        client::open(&mut tunnel, &rig.client, &far, &mut Early::default(), Open::default()).await.unwrap_err();
     assert!(refused.retryable(), "{refused} at {}", rig.application_address);
     assert_eq!(refused.label(), "refused-connect-refused");
 }
@@ -279,7 +283,8 @@ async fn a_stream_whose_peer_does_not_renew_is_cut_when_its_svid_ends() {
     near.write_all(b"x").await.unwrap();
     application.read_exact(&mut [0]).await.unwrap();
     hand.advance(Duration::from_secs(3601));
-    let (_, end) = tokio::time::timeout(Duration::from_secs(5), relay).await.expect("within five times a second").unwrap();
+    let (_, end) =
+        tokio::time::timeout(Duration::from_secs(5), relay).await.expect("within five times a second").unwrap();
     assert!(!matches!(end, End::Clean), "{end:?}");
     assert!(near.read(&mut [0]).await.is_err());
     assert!(application.read(&mut [0]).await.is_err());
@@ -320,7 +325,8 @@ async fn a_policy_that_changes_cuts_the_streams_it_denies() {
     near.write_all(b"x").await.unwrap();
     let policies = Policies { authorization_default: byrnie_policy::DefaultAction::Deny, ..Policies::default() };
     rig.server.control.take_own(own_pod("orders", policies));
-    let (_, end) = tokio::time::timeout(Duration::from_secs(5), relay).await.expect("within five times a second").unwrap();
+    let (_, end) =
+        tokio::time::timeout(Duration::from_secs(5), relay).await.expect("within five times a second").unwrap();
     assert!(matches!(end, End::ResetByPeer(v1::ResetCode::PolicyDenied)), "{end:?}");
 }
 
