@@ -249,6 +249,8 @@ fn carry(shared: &Arc<Shared>, listeners: listeners::WorkerListeners) -> std::io
 
 /// Even where no stream is open, peers get this long to take the GOAWAY.
 const LINGER: Duration = Duration::from_millis(500);
+/// What cut streams get to tell their peers why.
+const FAREWELL: Duration = Duration::from_millis(200);
 /// How often it is looked whether streams are still open.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -272,6 +274,10 @@ async fn ended(shared: &Shared, terminate: &mut Signal, interrupt: &mut Signal) 
                 open_streams => tracing::warn!(open_streams, "the drain timed out; open streams are cut"),
             }
         }
+    }
+    if shared.streams.open() > 0 {
+        shared.streams.cut_all("the proxy ended before the connection did");
+        tokio::time::sleep(FAREWELL).await;
     }
 }
 
