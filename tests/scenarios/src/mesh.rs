@@ -146,7 +146,6 @@ impl Mesh {
         }
         for pod in &pods {
             pod.ready().await;
-            self.knows(pod).await;
         }
         pods.try_into().expect("as many pods as places")
     }
@@ -180,6 +179,7 @@ impl Mesh {
         let (service_account, app) = (builder.service_account, builder.app);
         let pod = Pod(Arc::new(Inner { place: builder.place, uid, service_account, app, host, proxy }));
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).push(pod.clone());
+        self.knows(&pod).await;
         if pod.0.proxy.is_some() {
             pod.give_token(&self.control_plane.token(pod.name(), &pod.0.service_account).await);
             if builder.captured {
@@ -195,7 +195,6 @@ impl Mesh {
         let object = format!("Pod {}", pod.name());
         let what = format!("the control plane knows {object}");
         self.observed(&what, |seen| seen.objects.iter().find(|known| known.object == object).map(|_| ())).await;
-        tokio::time::sleep(Duration::from_millis(150)).await;
     }
 
     /// A pod's object says that it is being deleted.

@@ -88,12 +88,10 @@ impl PodBuilder<'_> {
 
     /// Makes the pod, starts its proxy and waits until it is ready.
     pub async fn start(self) -> Pod {
-        let mesh = self.mesh;
         let pod = self.launch().await;
         if pod.0.proxy.is_some() {
             pod.ready().await;
         }
-        mesh.knows(&pod).await;
         pod
     }
 }
@@ -233,6 +231,7 @@ impl Pod {
             matches!(self.health().await, Ok((200, _))).then_some(())
         })
         .await;
+        tokio::time::sleep(Duration::from_millis(150)).await;
     }
 
     /// Status code and text of the readiness check.
@@ -360,6 +359,12 @@ impl App {
     /// How many connections it was given.
     pub fn connections(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Ends it, and waits until its port is free.
+    pub async fn close(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
     }
 }
 

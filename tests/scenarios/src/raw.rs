@@ -208,6 +208,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawTunnel<S> {
         within("a frame from the other end", DEADLINE / 5, self.next()).await
     }
 
+    /// Hears `count` bytes of `DATA`, in however many pieces.
+    ///
+    /// # Panics
+    /// When something else comes first.
+    pub async fn hear_data(&mut self, count: usize) -> Vec<u8> {
+        let mut heard = Vec::new();
+        while heard.len() < count {
+            match self.hear().await {
+                Said::Data(piece) => heard.extend(piece),
+                other => panic!("expected DATA, {count} bytes of it, heard {other:?} after {}", heard.len()),
+            }
+        }
+        heard
+    }
+
     /// As [`RawTunnel::hear`], without a deadline.
     ///
     /// # Panics
