@@ -97,8 +97,11 @@ fn inside(entered: &Entered, mesh: &MeshArgs, args: DemoArgs, report: &mut Repor
         tokio::select! {
             told = story => match told? {
                 story::Told::Ended(exit) => Ok(exit),
-                story::Told::Running { exit, world } => {
-                    interrupted.wait().await;
+                story::Told::Running { exit, mut world } => {
+                    tokio::select! {
+                        () = interrupted.wait() => {}
+                        () = keep_up(&mut world, &dir, &narrator) => {}
+                    }
                     narrator.note("taking everything down");
                     drop(world);
                     Ok(exit)
@@ -110,6 +113,22 @@ fn inside(entered: &Entered, mesh: &MeshArgs, args: DemoArgs, report: &mut Repor
         }
     }))
 }
+
+/// Looks after a demo that stays up: renews the ingress's files, and says so when something dies. Does not end.
+async fn keep_up(world: &mut world::World, dir: &directory::MeshDir, narrator: &Narrator) {
+    let mut well = true;
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let looked = world.check().and_then(|()| mesh::refresh_ingress(dir, world));
+        if let (true, Err(failure)) = (well, &looked) {
+            narrator.line(&format!("\n{} {failure}", crate::output::red("error:")));
+        }
+        well = looked.is_ok();
+    }
+}
+
+/// How often a demo that stays up is looked after.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// The signals that end a demo.
 struct Interrupt {

@@ -16,7 +16,7 @@ struct RuleView {
 }
 
 pub(super) fn run(command: CaptureCommand) -> Result<Exit, Failure> {
-    let capture = NfTables::default();
+    let capture = NfTables;
     match command {
         CaptureCommand::Apply(args) => match capture.apply(&config(args)).map_err(failure)? {
             Applied::Changed => anstream::println!("capture is in place"),

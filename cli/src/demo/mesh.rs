@@ -240,15 +240,31 @@ async fn prove_capture(world: &World, dir: &MeshDir, pod: Pod) -> Result<(), Fai
 async fn secure_ingress(world: &World, dir: &MeshDir) -> Result<(), Failure> {
     let issued = ingress_certificate(dir);
     until("the ingress's certificate", READY, async || {
-        Ok(["tls.crt", "tls.key", "ca.crt"].iter().all(|name| issued.join(name).exists()).then_some(()))
+        Ok(INGRESS_FILES.iter().all(|name| issued.join(name).exists()).then_some(()))
     })
     .await?;
-    for name in ["tls.crt", "tls.key", "ca.crt"] {
-        std::fs::copy(issued.join(name), dir.join("ingress").join(name))
-            .map_err(|error| dir.failed("write", &error))?;
-    }
+    refresh_ingress(dir, world)?;
     world.write_ingress_config(dir, true)
 }
+
+/// Brings the ingress the certificate that the mesh has for it now, as a kubelet would bring it a Secret.
+pub(super) fn refresh_ingress(dir: &MeshDir, world: &World) -> Result<(), Failure> {
+    let (issued, used) = (ingress_certificate(dir), dir.join("ingress"));
+    let same = |name: &str| {
+        let read = |at: &Path| std::fs::read(at.join(name)).ok();
+        read(&issued).is_some_and(|new| read(&used) == Some(new))
+    };
+    if INGRESS_FILES.iter().all(|name| same(name)) {
+        return Ok(());
+    }
+    for name in INGRESS_FILES {
+        std::fs::copy(issued.join(name), used.join(name)).map_err(|error| dir.failed("write", &error))?;
+    }
+    world.own(&used, APPLICATION_UID)
+}
+
+/// The files of an ingress's certificate.
+const INGRESS_FILES: [&str; 3] = ["tls.crt", "tls.key", "ca.crt"];
 
 /// Where the control plane keeps the ingress's certificate.
 pub(super) fn ingress_certificate(dir: &MeshDir) -> PathBuf {

@@ -54,7 +54,7 @@ impl World {
         }
         let broken = |error: std::io::Error| Failure::new(Exit::Refused, "cannot find this program").found(error);
         let exe = std::env::current_exe().map_err(broken)?;
-        Ok(Self {
+        let world = Self {
             mesh: None,
             applications: Vec::new(),
             hosts,
@@ -62,7 +62,12 @@ impl World {
             binaries: exe.parent().map(PathBuf::from).unwrap_or_default(),
             hosts_file: topology::hosts_file(),
             marker: random_marker()?,
-        })
+        };
+        // Now, and not in the middle of the story.
+        for name in ["byrnie", "byrnie-proxy", "byrnie-control-plane"] {
+            world.binary(name)?;
+        }
+        Ok(world)
     }
 
     /// A host by its name.
