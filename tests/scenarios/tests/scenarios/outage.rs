@@ -65,11 +65,12 @@ pub(crate) async fn a_file_that_is_half_written_or_no_yaml_keeps_its_last_good_c
     let good = std::fs::read_to_string(&path).unwrap();
     // An editor that writes in place stops in the middle of a word; somebody writes something that is no YAML; a field is
     // wrong; and the file is empty for a moment.
-    let half = good.get(..good.len() - 24).unwrap().to_owned();
+    let half = good.get(..good.len() - 10).unwrap().to_owned();
     let broken = [half.as_str(), "kind: [\n", &good.replace("Deny", "Forbid"), ""];
     for text in broken {
         std::fs::write(&path, text).unwrap();
-        let status = mesh.observed("the mistake, with its place", |seen| {
+        let what = format!("the mistake of {text:?}, with its place");
+        let status = mesh.observed(&what, |seen| {
             seen.objects.iter().find(|object| !object.accepted && object.file == "no-web.yaml").cloned()
         });
         let status = status.await;
