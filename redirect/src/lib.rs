@@ -7,8 +7,9 @@
 //!
 //! The crate also holds the socket calls that capture needs on the other
 //! side: where a redirected connection wanted to go ([`original_dst`]), the
-//! mark that exempts the proxy's own connections ([`set_mark`]), and
-//! keepalive ([`set_keepalive`]).
+//! mark that exempts the proxy's own connections ([`set_mark`]), and what
+//! finds dead peers: keepalive ([`set_keepalive`]) while nothing is under way
+//! to them, [`stalled_peers`] while something is.
 
 mod capture;
 mod config;
@@ -16,6 +17,7 @@ mod nftables;
 mod original_dst;
 mod rules;
 mod socket;
+mod stalled;
 mod state;
 
 pub use capture::{Applied, Capture, CaptureError, Removed};
@@ -27,4 +29,5 @@ pub use rules::{
     Purpose, Rule, RuleSet,
 };
 pub use socket::{KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, set_keepalive, set_mark};
+pub use stalled::{Leg, SocketsUnreadable, stalled_peers};
 pub use state::{CaptureState, ShownBody, ShownRule};
