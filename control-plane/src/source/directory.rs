@@ -89,7 +89,7 @@ fn follow(mut files: Files, mut watcher: Watcher, sender: &watch::Sender<Arc<Obj
 struct Files {
     root: PathBuf,
     known: BTreeMap<PathBuf, Known>,
-    /// Folders that can't be listed.
+    /// Folders that can't be listed, files that can't be looked at.
     lost: Vec<(PathBuf, String)>,
 }
 
@@ -180,7 +180,7 @@ impl Files {
         });
         known.fingerprint = fingerprint;
         match read_bounded(path, metadata) {
-            Ok(text) if text.trim().is_empty() && known.good => known.keep(
+            Ok(text) if text.trim().is_empty() && (known.good || !known.holds.is_empty()) => known.keep(
                 "the file is empty; its last good content stays in force; delete the file to take its objects away"
                     .to_owned(),
             ),
@@ -247,6 +247,14 @@ impl Known {
                     self.holds.push((key, stand_in));
                 }
             }
+            // What can't be read may be one of these: an object is not gone because its text is damaged.
+            let refused = |key: &ObjectKey| unsupported.iter().any(|problem| problem.object.as_ref() == Some(key));
+            for (key, earlier) in held {
+                let lost = damaged || (key.kind == "Namespace" && refused(&key));
+                if lost && !is_stand_in(&earlier) && !self.holds.iter().any(|(known, _)| *known == key) {
+                    self.holds.push((key, earlier));
+                }
+            }
             self.good = !damaged;
             self.problems.extend(broken.into_iter().chain(unsupported));
         }
@@ -310,6 +318,7 @@ fn list(
     lost: &mut Vec<(PathBuf, String)>,
 ) {
     if depth > limits::SOURCE_DEPTH {
+        lost.push((folder.to_owned(), format!("more than {} folders deep, which is the bound", limits::SOURCE_DEPTH)));
         return;
     }
     let entries = match folder.read_dir() {
@@ -319,20 +328,33 @@ fn list(
             return;
         }
     };
-    for entry in entries.flatten() {
+    for entry in entries {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                lost.push((folder.to_owned(), error.to_string()));
+                continue;
+            }
+        };
         // Hidden names are editors' swap files, and the other side of a mounted ConfigMap's links.
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
             continue;
         }
         let path = entry.path();
-        let Ok(metadata) = path.metadata() else {
-            continue;
+        let metadata = match path.metadata() {
+            Ok(metadata) => metadata,
+            // Only this says that it is gone, or a link to nowhere.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                lost.push((path, error.to_string()));
+                continue;
+            }
         };
         if metadata.is_dir() {
             list(&path, depth + 1, found, lost);
         } else if is_ours(&path) {
             if found.len() >= limits::SOURCE_FILES {
-                lost.push((path, format!("more than {} files, which is the bound", limits::SOURCE_FILES)));
+                lost.push((folder.to_owned(), format!("more than {} files, which is the bound", limits::SOURCE_FILES)));
                 return;
             }
             found.insert(path, metadata);

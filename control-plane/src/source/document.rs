@@ -136,20 +136,49 @@ impl Document<'_> {
         Refused { line, object: object.cloned().or(guess), message, unsupported: false, stand_in }
     }
 
-    /// Text that is no YAML may still show what it was to be.
+    /// Text that is no YAML may still show what it was to be, in block style, in flow style or as JSON.
     fn guess(&self) -> Option<ObjectKey> {
-        let field = |prefix: &str| {
-            let line = self.text.lines().find_map(|line| line.strip_prefix(prefix));
-            line.map(|value| value.split(" #").next().unwrap_or(value).trim().trim_matches(['"', '\'']).to_owned())
-        };
-        let kind =
-            field("kind:").filter(|kind| !kind.is_empty() && kind.bytes().all(|byte| byte.is_ascii_alphanumeric()))?;
-        let cluster = matches!(kind.as_str(), "Namespace" | "MeshConfig");
-        let namespace =
-            field("  namespace:").unwrap_or_else(|| if cluster { String::new() } else { DEFAULT_NAMESPACE.to_owned() });
-        Some(ObjectKey { kind, namespace, name: field("  name:").unwrap_or_default() })
+        let at_start = self.text.lines().find_map(|line| line.strip_prefix("kind:").and_then(scalar));
+        let kind = at_start.or_else(|| field(self.text, "kind"))?;
+        if !kind.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return None;
+        }
+        let cluster = matches!(kind, "Namespace" | "MeshConfig");
+        let metadata = after(self.text, "metadata").unwrap_or_default();
+        // A policy's rules name namespaces, too.
+        let metadata = after(metadata, "spec").and_then(|spec| metadata.strip_suffix(spec)).unwrap_or(metadata);
+        let namespace = field(metadata, "namespace").filter(|_| !cluster);
+        let namespace = namespace.unwrap_or(if cluster { "" } else { DEFAULT_NAMESPACE });
+        let name = field(metadata, "name").unwrap_or_default();
+        Some(ObjectKey { kind: kind.to_owned(), namespace: namespace.to_owned(), name: name.to_owned() })
     }
 }
+
+/// The value of the first field of this name.
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    after(text, name).and_then(scalar)
+}
+
+/// What follows the first `name:`, quoted or not.
+fn after<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.match_indices(name).find_map(|(at, _)| {
+        let before = text.get(..at)?.chars().next_back();
+        let rest = text.get(at + name.len()..)?;
+        let rest = rest.strip_prefix(['"', '\'']).unwrap_or(rest).trim_start_matches([' ', '\t']).strip_prefix(':')?;
+        let begins = before.is_none_or(|before| before.is_whitespace() || matches!(before, '{' | ',' | '"' | '\''));
+        begins.then_some(rest)
+    })
+}
+
+/// The plain or quoted value at the start of a text; never one of the next line.
+fn scalar(text: &str) -> Option<&str> {
+    let text = text.trim_start_matches([' ', '\t', '"', '\'']);
+    let end = text.find(|c: char| c.is_whitespace() || matches!(c, ',' | '}' | '"' | '\'' | '#')).unwrap_or(text.len());
+    text.get(..end.min(LONGEST_GUESS)).filter(|value| !value.is_empty())
+}
+
+/// No kind, namespace or name is longer.
+const LONGEST_GUESS: usize = 253;
 
 fn stand_in(guess: &ObjectKey) -> Option<byrnie_api::Object> {
     let kind = guess.kind.parse().ok().filter(|kind| matches!(kind, Kind::MtlsPolicy | Kind::AuthorizationPolicy))?;
@@ -305,6 +334,20 @@ mod tests {
         assert_eq!(parsed.broken.len(), 2);
         let names: Vec<_> = parsed.stand_ins.iter().map(|(key, _)| key.to_string()).collect();
         assert_eq!(names, ["AuthorizationPolicy shop/guard", "MtlsPolicy shop/m"]);
+    }
+
+    #[test]
+    fn whatever_its_style_an_unreadable_policy_is_stood_in_for_in_its_own_namespace() {
+        for text in [
+            "apiVersion: byrnie.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n    name: guard\n    namespace: shop\nspec: [",
+            "apiVersion: byrnie.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: guard, namespace: shop}\nspec: [",
+            "{\"apiVersion\": \"byrnie.dev/v1alpha1\", \"kind\": \"AuthorizationPolicy\", \"metadata\": {\"namespace\": \"shop\", \"name\": \"guard\"}, \"spec\": {",
+            "kind: \"AuthorizationPolicy\"\nmetadata:\n  labels: {x-namespace: other}\n  name: guard\n  namespace: 'shop'\nspec:\n  rules:\n  - from: [{namespace: other}\n",
+            "spec: {rules: [{from: [{namespace: other}\nkind: AuthorizationPolicy\nmetadata:\n  name: guard\n  namespace: shop\n",
+        ] {
+            let names: Vec<_> = parsed(text).stand_ins.iter().map(|(key, _)| key.to_string()).collect();
+            assert_eq!(names, ["AuthorizationPolicy shop/guard"], "{text}");
+        }
     }
 
     #[test]

@@ -165,3 +165,50 @@ fn a_source_that_is_no_directory_is_refused_with_its_place() {
     let refused = DirectorySource::open(Path::new("/nonexistent/mesh")).unwrap_err().to_string();
     assert!(refused.contains("/nonexistent/mesh") && refused.contains("--source"), "{refused}");
 }
+
+#[test]
+fn a_file_that_was_never_sound_keeps_the_objects_that_it_had_too() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("a.yaml");
+    std::fs::write(&path, format!("{POLICY}---\n{}---\nkind: [\n", namespace("a"))).unwrap();
+    let source = DirectorySource::open(home.path()).unwrap();
+    assert_eq!(names(&source.objects().borrow()), ["MtlsPolicy shop/m", "Namespace a"]);
+    for damaged in [format!("{POLICY}---\nkind: Namespace\nmetadata: [\n"), "\u{0}".to_owned(), String::new()] {
+        let before = source.objects().borrow().problems.clone();
+        std::fs::write(&path, &damaged).unwrap();
+        let objects = until(&source, |objects| objects.problems != before);
+        assert_eq!(names(&objects), ["MtlsPolicy shop/m", "Namespace a"], "{damaged:?}");
+    }
+    std::fs::write(&path, POLICY).unwrap();
+    until(&source, |objects| names(objects) == ["MtlsPolicy shop/m"]);
+}
+
+#[test]
+fn a_namespace_of_a_version_that_nobody_knows_stays_as_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("a.yaml");
+    std::fs::write(&path, namespace("a")).unwrap();
+    let source = DirectorySource::open(home.path()).unwrap();
+    std::fs::write(&path, namespace("a").replace("v1", "v2")).unwrap();
+    let objects = until(&source, |objects| !objects.problems.is_empty());
+    assert_eq!(names(&objects), ["Namespace a"]);
+}
+
+#[test]
+fn a_file_that_can_not_be_looked_at_keeps_its_objects() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("a.yaml");
+    std::fs::write(&path, POLICY).unwrap();
+    let mut files = Files { root: home.path().to_owned(), known: BTreeMap::new(), lost: Vec::new() };
+    let (mut watcher, _end) = Watcher::start(home.path());
+    files.scan(&mut watcher);
+    // A link to itself is there, and no look at it succeeds, for root neither.
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("a.yaml", &path).unwrap();
+    for _ in 0..3 {
+        files.scan(&mut watcher);
+    }
+    let objects = files.objects();
+    assert_eq!(names(&objects), ["MtlsPolicy shop/m"]);
+    assert!(objects.problems[0].to_string().starts_with("a.yaml: can't be read"), "{}", objects.problems[0]);
+}
