@@ -46,6 +46,14 @@ pub const HANDSHAKES: usize = 2048;
 /// A stream of which one side has ended and on which no byte has moved is cut after this time.
 pub const HALF_CLOSED: Duration = Duration::from_secs(300);
 
+/// A peer is gone when it was silent for this long with data under way to it, and left three retransmissions or window
+/// probes in a row unanswered: what keepalive (10 s x 3) allows a peer to which nothing is under way.
+pub const UNREACHABLE: Duration = Duration::from_secs(30);
+
+/// How often it is looked for such peers: the interval of keepalive's probes. One look reads every connected socket of the
+/// pod.
+pub const UNREACHABLE_LOOK: Duration = Duration::from_secs(10);
+
 /// After `GOAWAY` and the last stream, how long the server waits for the client's close_notify.
 pub const CLOSE_NOTIFY: Duration = Duration::from_secs(5);
 

@@ -221,12 +221,13 @@ fn start(shared: &Arc<Shared>, log_level: logging::LogLevel, listeners: Listener
 
 /// What the process does once.
 fn background(shared: &Arc<Shared>) {
-    let tasks: [JoinHandle<()>; 5] = [
+    let tasks: [JoinHandle<()>; 6] = [
         tokio::spawn(certificates::maintain(Arc::clone(shared))),
         tokio::spawn(control::run(Arc::clone(shared))),
         tokio::spawn(discovery::maintain(Arc::clone(shared))),
         tokio::spawn(readiness::prove(Arc::clone(shared))),
         tokio::spawn(streams::supervise(Arc::clone(shared))),
+        tokio::spawn(streams::unreachable::supervise(Arc::clone(shared))),
     ];
     // They run until the process ends.
     drop(tasks);

@@ -2,7 +2,7 @@
 //! whenever an identity, a bundle, a policy or a destination changes, and twice a second for what time alone changes: so
 //! there is no moment in which a change can miss a connection, and no timer per connection.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -11,11 +11,15 @@ use std::task::{Context, Waker};
 use byrnie_identity::{PeerIdentity, SpiffeId};
 use byrnie_policy::{EgressRequest, Peer, Request, evaluate, evaluate_egress};
 use byrnie_proto::tunnel::v1::ResetCode;
+use byrnie_redirect::Leg;
+use tokio::sync::watch;
 
 use crate::inbound::Gate;
 use crate::limits::{HALF_CLOSED, SWEEP};
 use crate::model::Meshed;
 use crate::shared::Shared;
+
+pub mod unreachable;
 
 /// What a connection rests on: the facts that are looked at again when something changes.
 #[derive(Clone, Debug)]
@@ -53,6 +57,8 @@ pub(crate) struct Stream {
     grounds: Grounds,
     /// The verified peer; `None` on plaintext legs.
     peer: Mutex<Option<PeerIdentity>>,
+    /// Its two TCP connections, once there are two.
+    legs: OnceLock<[Option<Leg>; 2]>,
     cut: OnceLock<Cut>,
     /// What the connection's own task is asked to do.
     asked: AtomicU8,
@@ -63,6 +69,11 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
+    /// Its two TCP connections, said once both are open. `None`: the connection is gone already, as its reader will see.
+    pub(crate) fn carried_by(&self, legs: [Option<Leg>; 2]) {
+        let _ = self.legs.set(legs);
+    }
+
     /// Makes `cx` the task that is woken when something is asked of this connection.
     pub(crate) fn register(&self, cx: &Context<'_>) {
         let mut waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -135,6 +146,8 @@ pub struct Streams {
     streams: Mutex<HashMap<u64, Arc<Stream>>>,
     /// Bounds on what is no stream yet.
     pub(crate) handshakes: Gate,
+    /// The TCP connections whose peers were found to be gone at the last look.
+    unreachable: watch::Sender<HashSet<Leg>>,
 }
 
 /// A registered connection; it leaves the registry when this is dropped.
@@ -191,6 +204,7 @@ impl Streams {
         let stream = Arc::new(Stream {
             grounds,
             peer: Mutex::new(peer),
+            legs: OnceLock::new(),
             cut: OnceLock::new(),
             asked: AtomicU8::new(0),
             waker: Mutex::new(None),

@@ -17,6 +17,7 @@ use aws_lc_rs::rand::SystemRandom;
 use byrnie_identity::tls::TlsFacts;
 use byrnie_identity::{PeerIdentity, SvidVerifier, VerifyError, verify_signature};
 use byrnie_proto::tunnel::{Binding, NONCE_LEN, ProtocolError, Received, Role, Session, v1};
+use byrnie_redirect::Leg;
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tokio::time::Instant;
@@ -92,6 +93,7 @@ pub(crate) struct Tunnel {
     session: Session,
     peer: PeerIdentity,
     facts: Arc<TlsFacts>,
+    leg: Option<Leg>,
     binding: Binding,
     /// Which of our own SVIDs the peer has seen last.
     generation: u64,
@@ -107,6 +109,7 @@ impl Tunnel {
         };
         let facts = tls.facts(TlsFacts::of).ok_or(TlsError::Protocol(rustls::Error::HandshakeNotComplete))?;
         Ok(Tunnel {
+            leg: tls.leg(),
             tls,
             session: Session::new(role),
             peer,
@@ -123,6 +126,11 @@ impl Tunnel {
 
     pub(crate) fn facts(&self) -> &Arc<TlsFacts> {
         &self.facts
+    }
+
+    /// The TCP connection under it; `None` when that is gone already.
+    pub(crate) fn leg(&self) -> Option<Leg> {
+        self.leg
     }
 
     /// Writes frames into one TLS record where they fit.

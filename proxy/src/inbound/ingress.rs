@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use byrnie_identity::PeerIdentity;
 use byrnie_identity::tls::TlsFacts;
 use byrnie_policy::{Peer, Request, authorize};
+use byrnie_redirect::Leg;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -80,6 +81,8 @@ impl Inbound {
             return connection.refuse("tls-error", "the handshake is not through".into());
         };
         connection.secured(&Arc::new(facts), true);
+        let outside = &client.get_ref().0.stream;
+        registered.carried_by([outside, &application].map(|leg| Leg::of(leg).ok()));
         let (sent, received, end) = relay(client, application, &registered).await;
         connection.finish(sent, received, end);
     }

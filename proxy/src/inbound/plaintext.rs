@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use byrnie_policy::{Peer, Request, authorize};
-use byrnie_redirect::OriginalDestination;
+use byrnie_redirect::{Leg, OriginalDestination};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -84,6 +84,7 @@ impl Inbound {
                 return connection.refuse(error.cause(), format!("the application: {error}"));
             }
         };
+        registered.carried_by([&stream, &application].map(|leg| Leg::of(leg).ok()));
         connection.plaintext();
         if let Err(error) = passthrough::write_all(&application, &read).await {
             return connection.finish(0, 0, End::Broken(error).label());

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use byrnie_policy::{EgressRequest, Peer, Request, authorize, authorize_egress};
-use byrnie_redirect::OriginalDestination;
+use byrnie_redirect::{Leg, OriginalDestination};
 use tokio::net::TcpStream;
 
 use super::{Failed, Outbound};
@@ -110,6 +110,7 @@ impl Outbound {
         early: &mut Early,
     ) {
         sockets::reset_unless_clean(&other);
+        registered.carried_by([&self.application, &other].map(|leg| Leg::of(leg).ok()));
         let already = std::mem::take(&mut early.bytes);
         let moved = match passthrough::write_all(&other, &already).await {
             Ok(()) => passthrough::relay(&self.application, &other, registered).await,

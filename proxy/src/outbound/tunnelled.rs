@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use byrnie_identity::SpiffeId;
 use byrnie_proto::tunnel::v1;
+use byrnie_redirect::Leg;
 
 use super::{Failed, Outbound};
 use crate::model::{AppProtocol, Destination, Endpoint};
@@ -96,6 +97,7 @@ impl Outbound {
         if let Err(cut) = registered.check(&self.shared) {
             return Ok(Ended { sent: 0, received: 0, end: End::Cut(cut) });
         }
+        registered.carried_by([tunnel.leg(), Leg::of(&self.application).ok()]);
         client::open(tunnel, &self.shared, &self.application, early, open.clone()).await?;
         connection.destination(endpoint.workload.clone(), Some(key.expected.clone()));
         connection.reused(!fresh);

@@ -197,14 +197,25 @@ fn jittered(bound: Duration) -> Duration {
 }
 
 /// Retires the idle tunnels of one worker when what they rest on has changed: those made with an SVID that is no longer
-/// ours, and those whose peer's identity holds no longer. Runs for ever, once per worker.
+/// ours, those whose peer's identity holds no longer, and those whose peer is gone. Runs for ever, once per worker.
 pub async fn supervise(shared: Arc<Shared>, worker: Arc<Worker>) {
     let mut certificates = shared.certificates.changed();
-    while certificates.changed().await.is_ok() {
+    let mut unreachable = shared.streams.unreachable();
+    loop {
+        let changed = tokio::select! {
+            changed = certificates.changed() => changed,
+            changed = unreachable.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
         let current = shared.certificates.current().map(|own| own.number);
         let verifier = shared.certificates.verifier();
+        let gone = unreachable.borrow_and_update().clone();
         let retired = worker.pool.retire(|key, tunnel| {
-            Some(key.generation) != current || verifier.check_still_valid(tunnel.peer()).is_err()
+            Some(key.generation) != current
+                || verifier.check_still_valid(tunnel.peer()).is_err()
+                || tunnel.leg().is_some_and(|leg| gone.contains(&leg))
         });
         for tunnel in retired {
             tokio::spawn(tunnel.close());

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use byrnie_policy::{Authorized, Peer, Request, authorize};
 use byrnie_proto::tunnel::{Role, v1};
-use byrnie_redirect::OriginalDestination;
+use byrnie_redirect::{Leg, OriginalDestination};
 use rustls::server::UnbufferedServerConnection;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -130,6 +130,7 @@ async fn serve_stream(
         Ok(application) => application,
         Err(error) => return refuse(shared, tunnel, connection, Refusal::application(&error)).await,
     };
+    registered.carried_by([tunnel.leg(), Leg::of(&application).ok()]);
     let nonce = tunnel.fresh_nonce();
     if let Err(error) = tunnel.send(|session, out| session.accept(&v1::Accept { nonce }, out)) {
         connection.refuse(error.cause(), error.to_string());

@@ -5,6 +5,7 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use byrnie_identity::tls::ALPN_TUNNEL;
+use byrnie_redirect::Leg;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
@@ -92,6 +93,11 @@ impl Tls {
             peer_end: PeerEnd::Open,
             close_sent: false,
         }
+    }
+
+    /// The TCP connection under it.
+    pub(crate) fn leg(&self) -> Option<Leg> {
+        Leg::of(&self.io).ok()
     }
 
     pub(crate) fn peer_end(&self) -> PeerEnd {
