@@ -25,8 +25,8 @@ pub use config::{CaptureConfig, Exempt, InvalidConfig, PROXY_MARK, PROXY_UID, Pr
 pub use nftables::NfTables;
 pub use original_dst::{NotRedirected, OriginalDestination, original_dst};
 pub use rules::{
-    Action, CANARY_APPLICATION_PORT, CANARY_PROXY_PORT, CANARY_V4, CANARY_V6, HEALTH_PORT, Hook, METRICS_PORT, Match,
-    Purpose, Rule, RuleSet,
+    APPLICATIONS_ZONE, Action, CANARY_APPLICATION_PORT, CANARY_PROXY_PORT, CANARY_V4, CANARY_V6, HEALTH_PORT, Hook,
+    METRICS_PORT, Match, Purpose, Rule, RuleSet,
 };
 pub use socket::{KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, set_keepalive, set_mark};
 pub use stalled::{Leg, SocketsUnreadable, stalled_peers};

@@ -1,8 +1,8 @@
 //! The nf_tables back end: netlink only, no `nft`, no shell.
 
 use nlink::netlink::nftables::{
-    BaseChain, Chain, Family, NFT_MSG_NEWTABLE, NFTA_TABLE_NAME, NatHook, Policy, Priority, RawMessage, RuleExpr,
-    RuleInfo, Transaction,
+    BaseChain, Chain, ChainType, Family, FilterHook, Hook as KernelHook, NFT_MSG_NEWTABLE, NFTA_TABLE_NAME, NatHook,
+    Policy, Priority, RawMessage, RuleExpr, RuleInfo, Transaction,
 };
 use nlink::netlink::{Connection, Netfilter, Nftables};
 
@@ -18,13 +18,17 @@ const TABLE: &str = "byrnie";
 /// namespace does not decide first; after connection tracking (-200).
 const PRIORITY: i32 = -110;
 
+/// Before connection tracking (-200), where a packet's zone is chosen.
+const TRACKING_PRIORITY: i32 = -300;
+
 const FAMILY: Family = Family::Inet;
 
 /// `NLM_F_CREATE` of `linux/netlink.h`.
 const CREATE: u16 = 0x400;
 
 /// Capture by nf_tables: table `inet byrnie` with the nat chains `output` and
-/// `prerouting` at priority -110, for IPv4 and IPv6 at once. Needs
+/// `prerouting` at priority -110 and the filter chain `tracking` before
+/// connection tracking, for IPv4 and IPv6 at once. Needs
 /// `CAP_NET_ADMIN` over the network namespace, and Linux 5.2 or newer (nat in
 /// the inet family).
 #[derive(Debug, Clone, Copy, Default)]
@@ -100,7 +104,11 @@ fn replace_table(transaction: Transaction, rules: &RuleSet) -> nlink::Result<Tra
         RawMessage::new(NFT_MSG_NEWTABLE, FAMILY).flags(CREATE).attrs(string_attribute(NFTA_TABLE_NAME, TABLE));
     let mut transaction = transaction.raw(ensure).del_table(TABLE, FAMILY).add_table(TABLE, FAMILY);
     for hook in Hook::ALL {
-        let base = BaseChain::nat(nat_hook(hook), Priority::Custom(PRIORITY));
+        let base = match hook {
+            Hook::Tracking => BaseChain::filter(FilterHook::Output, Priority::Custom(TRACKING_PRIORITY)),
+            Hook::Output => BaseChain::nat(NatHook::Output, Priority::Custom(PRIORITY)),
+            Hook::Prerouting => BaseChain::nat(NatHook::Prerouting, Priority::Custom(PRIORITY)),
+        };
         let chain = Chain::new(TABLE, hook.as_str())?.family(FAMILY).base(base.policy(Policy::Accept));
         transaction = transaction.add_chain(chain);
     }
@@ -149,10 +157,11 @@ async fn check_chains(connection: &Connection<Nftables>) -> nlink::Result<Vec<St
             problems.push(format!("chain {hook} is missing"));
             continue;
         };
-        let expected = (Some(nat_hook_number(hook)), Some(PRIORITY));
-        let is_nat = chain.chain_type == Some(nlink::netlink::nftables::ChainType::Nat);
-        if !is_nat || (chain.hook, chain.priority) != expected {
-            problems.push(format!("chain {hook} is not a nat chain on hook {hook} at priority {PRIORITY}"));
+        let (kind, kernel_hook, priority) = expected_chain(hook);
+        let expected = (Some(kind), Some(kernel_hook.number(FAMILY)), Some(priority));
+        if (chain.chain_type, chain.hook, chain.priority) != expected {
+            problems
+                .push(format!("chain {hook} is not a {kind:?} chain on hook {kernel_hook:?} at priority {priority}"));
         }
     }
     for chain in &chains {
@@ -163,19 +172,13 @@ async fn check_chains(connection: &Connection<Nftables>) -> nlink::Result<Vec<St
     Ok(problems)
 }
 
-fn nat_hook(hook: Hook) -> NatHook {
+/// What the kernel should say of a chain: its kind, where it hooks, and when.
+fn expected_chain(hook: Hook) -> (ChainType, KernelHook, i32) {
     match hook {
-        Hook::Output => NatHook::Output,
-        Hook::Prerouting => NatHook::Prerouting,
+        Hook::Tracking => (ChainType::Filter, KernelHook::Output, TRACKING_PRIORITY),
+        Hook::Output => (ChainType::Nat, KernelHook::Output, PRIORITY),
+        Hook::Prerouting => (ChainType::Nat, KernelHook::Prerouting, PRIORITY),
     }
-}
-
-fn nat_hook_number(hook: Hook) -> u32 {
-    let kernel = match hook {
-        Hook::Output => nlink::netlink::nftables::Hook::Output,
-        Hook::Prerouting => nlink::netlink::nftables::Hook::Prerouting,
-    };
-    kernel.number(FAMILY)
 }
 
 fn shown(rule: &RuleInfo) -> ShownRule {

@@ -4,6 +4,14 @@
 //! rules even to the proxy; then the proxy passes; then the canary of the
 //! applications, before anything a user can exclude; then loopback and the
 //! exclusions; then all that is left goes to the proxy.
+//!
+//! The tracking chain is about the connections that were there before. Nat
+//! rules decide a connection's first packet only, and the kernel remembers a
+//! connection that the other end has reset for ten seconds: a new one from
+//! the same port to the same address is taken for it and goes its way. So the
+//! proxy's connections would be redirected to the proxy, and an application's
+//! would pass by it (both measured). Applications' connections are therefore
+//! remembered in a zone of their own.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -36,6 +44,10 @@ pub const METRICS_PORT: u16 = 15010;
 /// Inbound port of the proxy that is never captured: health and probes.
 pub const HEALTH_PORT: u16 = 15021;
 
+/// The conntrack zone of the applications' connections: `by` in ASCII, so that
+/// it is recognised in `conntrack -L`.
+pub const APPLICATIONS_ZONE: u16 = 0x6279;
+
 /// The rules of one configuration, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleSet {
@@ -50,12 +62,13 @@ impl RuleSet {
     /// [`InvalidConfig`] with every problem of the configuration.
     pub fn of(config: &CaptureConfig) -> Result<Self, InvalidConfig> {
         config.validate()?;
-        let mut rules = output_rules(config);
+        let mut rules = tracking_rules(config);
+        rules.extend(output_rules(config));
         rules.extend(prerouting_rules(config));
         Ok(Self { rules })
     }
 
-    /// All rules: the output chain's, then the prerouting chain's.
+    /// All rules, chain after chain as in [`Hook::ALL`].
     pub fn rules(&self) -> &[Rule] {
         &self.rules
     }
@@ -76,6 +89,9 @@ impl fmt::Display for RuleSet {
 /// Where in the kernel's path a rule sits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Hook {
+    /// Packets that this namespace sends, before connection tracking sees
+    /// them.
+    Tracking,
     /// Connections that this namespace opens.
     Output,
     /// Connections that reach this namespace.
@@ -83,12 +99,13 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Output, Self::Prerouting];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tracking, Self::Output, Self::Prerouting];
 
-    /// The chain's name, which is the hook's.
+    /// The chain's name.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Tracking => "tracking",
             Self::Output => "output",
             Self::Prerouting => "prerouting",
         }
@@ -143,6 +160,11 @@ pub enum Match {
     SocketUid(u32),
     /// With this mark.
     Mark(u32),
+    /// From a socket of another UID. What the kernel sends without a socket
+    /// (the last acknowledgement of a connection) has none.
+    OtherSocketUid(u32),
+    /// With another mark, or none.
+    OtherMark(u32),
     /// Leaving by this interface.
     OutInterface(String),
     /// Arriving by this interface.
@@ -165,6 +187,8 @@ impl fmt::Display for Match {
             }
             Self::SocketUid(uid) => write!(f, "meta skuid {uid}"),
             Self::Mark(mark) => write!(f, "meta mark {mark:#010x}"),
+            Self::OtherSocketUid(uid) => write!(f, "meta skuid != {uid}"),
+            Self::OtherMark(mark) => write!(f, "meta mark != {mark:#010x}"),
             Self::OutInterface(name) => write!(f, "oifname \"{name}\""),
             Self::InInterface(name) => write!(f, "iifname \"{name}\""),
         }
@@ -178,6 +202,9 @@ pub enum Action {
     Accept,
     /// Send it to this port of this namespace.
     Redirect(u16),
+    /// Remember it in this conntrack zone. Of the original direction only:
+    /// what comes back knows nothing of zones.
+    Zone(u16),
 }
 
 impl fmt::Display for Action {
@@ -185,6 +212,7 @@ impl fmt::Display for Action {
         match self {
             Self::Accept => f.write_str("accept"),
             Self::Redirect(port) => write!(f, "redirect to :{port}"),
+            Self::Zone(zone) => write!(f, "ct original zone set {zone}"),
         }
     }
 }
@@ -192,6 +220,9 @@ impl fmt::Display for Action {
 /// Why a rule exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Purpose {
+    /// Applications' connections are not taken for the proxy's, nor the other
+    /// way round.
+    ApplicationsApart,
     /// The canary that answers the proxy too.
     CanaryForProxy,
     /// The proxy's own connections.
@@ -209,7 +240,8 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
+        Self::ApplicationsApart,
         Self::CanaryForProxy,
         Self::ProxyItself,
         Self::CanaryForApplications,
@@ -222,6 +254,7 @@ impl Purpose {
     /// The label, as it stands in the rule's comment.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::ApplicationsApart => "applications-apart",
             Self::CanaryForProxy => "canary-for-proxy",
             Self::ProxyItself => "proxy-itself",
             Self::CanaryForApplications => "canary-for-applications",
@@ -241,6 +274,15 @@ impl fmt::Display for Purpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+fn tracking_rules(config: &CaptureConfig) -> Vec<Rule> {
+    let application = match config.exempt {
+        Exempt::Uid(uid) => Match::OtherSocketUid(uid),
+        Exempt::Mark(mark) => Match::OtherMark(mark),
+    };
+    let matches = vec![Match::Tcp, application];
+    vec![Rule::new(Hook::Tracking, Purpose::ApplicationsApart, matches, Action::Zone(APPLICATIONS_ZONE))]
 }
 
 fn output_rules(config: &CaptureConfig) -> Vec<Rule> {
@@ -339,14 +381,16 @@ mod tests {
     }
 
     #[test]
-    fn the_two_ways_to_exempt_the_proxy_differ_in_one_match() {
+    fn the_two_ways_to_exempt_the_proxy_differ_in_that_match_alone() {
         let by_uid = RuleSet::of(&everything(Exempt::Uid(PROXY_UID))).unwrap();
         let by_mark = RuleSet::of(&everything(Exempt::Mark(PROXY_MARK))).unwrap();
         let different: Vec<_> = (by_uid.rules().iter()).zip(by_mark.rules()).filter(|(a, b)| a != b).collect();
         assert_eq!(by_uid.rules().len(), by_mark.rules().len());
-        assert_eq!(different.len(), 1);
-        assert_eq!(different[0].0.matches, [Match::SocketUid(PROXY_UID)]);
-        assert_eq!(different[0].1.matches, [Match::Mark(PROXY_MARK)]);
+        let [apart, passes] = different[..] else { panic!("{different:?}") };
+        assert_eq!(apart.0.matches, [Match::Tcp, Match::OtherSocketUid(PROXY_UID)]);
+        assert_eq!(apart.1.matches, [Match::Tcp, Match::OtherMark(PROXY_MARK)]);
+        assert_eq!(passes.0.matches, [Match::SocketUid(PROXY_UID)]);
+        assert_eq!(passes.1.matches, [Match::Mark(PROXY_MARK)]);
     }
 
     #[test]

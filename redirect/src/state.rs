@@ -107,7 +107,7 @@ impl CaptureState {
         };
         let port = |hook| match find(hook, Purpose::Capture)?.action {
             Action::Redirect(port) => Some(port),
-            Action::Accept => None,
+            Action::Accept | Action::Zone(_) => None,
         };
         let mut config = CaptureConfig::new(exempt);
         config.outbound_port = port(Hook::Output)?;

@@ -2,8 +2,8 @@
 
 use ipnet::IpNet;
 use nlink::netlink::nftables::{
-    CmpOp, Expr, Family, Field, Item, Match as KernelMatch, MatchOp, MetaKey, Register, Rule as KernelRule, RuleInfo,
-    RuleSpec, Stmt, Value, Verdict,
+    CmpOp, CtKey, Expr, Family, Field, Item, Match as KernelMatch, MatchOp, MetaKey, NFTA_CT_DIRECTION, NFTA_CT_KEY,
+    NFTA_CT_SREG, RawExpr, Register, Rule as KernelRule, RuleInfo, RuleSpec, Stmt, Value, Verdict,
 };
 
 use crate::{Action, Hook, Match, Purpose, Rule};
@@ -24,6 +24,10 @@ pub(super) fn to_kernel(table: &str, family: Family, rule: &Rule) -> KernelRule 
     match rule.action {
         Action::Accept => spec.push(Verdict::Accept),
         Action::Redirect(port) => spec.push(Stmt::Redirect(Some(port))),
+        Action::Zone(zone) => {
+            spec.push(Expr::Immediate { dreg: Register::R0, data: zone.to_ne_bytes().to_vec() });
+            spec.push(Expr::Raw(RawExpr::new("ct", original_zone())));
+        }
     }
     let spec = spec.comment(rule.purpose.as_str());
     KernelRule::from_spec(table, rule.hook.as_str(), spec).family(family)
@@ -41,8 +45,10 @@ fn items(condition: &Match) -> Vec<Item> {
             },
             Value::Prefix(net.addr(), net.prefix_len()),
         ),
-        Match::SocketUid(uid) => socket_uid(*uid).to_vec(),
+        Match::SocketUid(uid) => socket_uid(CmpOp::Eq, *uid).to_vec(),
         Match::Mark(mark) => one(Field::Mark, (*mark).into()),
+        Match::OtherSocketUid(uid) => socket_uid(CmpOp::Neq, *uid).to_vec(),
+        Match::OtherMark(mark) => vec![KernelMatch::ne(Field::Mark, *mark).into()],
         Match::OutInterface(name) => one(Field::Oifname, name.as_str().into()),
         Match::InInterface(name) => one(Field::Iifname, name.as_str().into()),
     }
@@ -50,11 +56,33 @@ fn items(condition: &Match) -> Vec<Item> {
 
 /// `meta skuid`, which nlink has no typed match for. The register holds the
 /// UID in host order.
-fn socket_uid(uid: u32) -> [Item; 2] {
+fn socket_uid(op: CmpOp, uid: u32) -> [Item; 2] {
     let load = Expr::Meta { dreg: Register::R0, key: MetaKey::SkUid };
-    let compare = Expr::Cmp { sreg: Register::R0, op: CmpOp::Eq, data: uid.to_ne_bytes().to_vec() };
+    let compare = Expr::Cmp { sreg: Register::R0, op, data: uid.to_ne_bytes().to_vec() };
     [load.into(), compare.into()]
 }
+
+/// `ct original zone set` from the first register, as netlink attributes:
+/// nlink has the statement without a direction, which would give the replies
+/// a zone, too.
+fn original_zone() -> Vec<u8> {
+    let attribute = |kind: u16, value: &[u8]| {
+        let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend_from_slice(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    };
+    [
+        attribute(NFTA_CT_SREG, &(Register::R0 as u32).to_be_bytes()),
+        attribute(NFTA_CT_KEY, &(CtKey::Zone as u32).to_be_bytes()),
+        attribute(NFTA_CT_DIRECTION, &[ORIGINAL]),
+    ]
+    .concat()
+}
+
+/// `IP_CT_DIR_ORIGINAL` of `linux/netfilter/nf_conntrack_tuple_common.h`.
+const ORIGINAL: u8 = 0;
 
 /// The rule that the kernel has, or `None` when Byrnie writes none like it.
 pub(super) fn from_kernel(info: &RuleInfo) -> Option<Rule> {
@@ -69,6 +97,7 @@ pub(super) fn from_kernel(info: &RuleInfo) -> Option<Rule> {
             Item::Expr(Expr::Meta { key: MetaKey::SkUid, .. }) => matches.push(uid_condition(items.next()?)?),
             Item::Stmt(Stmt::Counter) => {}
             Item::Stmt(Stmt::Redirect(Some(port))) => break Action::Redirect(*port),
+            Item::Expr(Expr::Immediate { data, .. }) => break zone_action(data, items.next()?)?,
             Item::Verdict(Verdict::Accept) => break Action::Accept,
             _ => return None,
         }
@@ -76,9 +105,20 @@ pub(super) fn from_kernel(info: &RuleInfo) -> Option<Rule> {
     items.next().is_none().then_some(Rule { hook, matches, action, purpose })
 }
 
+fn zone_action(data: &[u8], set: &Item) -> Option<Action> {
+    let zone = u16::from_ne_bytes(data.try_into().ok()?);
+    // The kernel may leave the padding of the last attribute out.
+    let is_ours = |found: &RawExpr| {
+        found.data.as_deref().is_some_and(|data| !data.is_empty() && original_zone().starts_with(data))
+    };
+    matches!(set, Item::Expr(Expr::Raw(found)) if found.name == "ct" && is_ours(found)).then_some(Action::Zone(zone))
+}
+
 fn condition(found: &KernelMatch) -> Option<Match> {
-    if found.op != MatchOp::Eq {
-        return None;
+    match (found.op, &found.field, &found.value) {
+        (MatchOp::Eq, _, _) => {}
+        (MatchOp::Ne, Field::Mark, Value::Int(mark)) => return Some(Match::OtherMark(u32::try_from(*mark).ok()?)),
+        _ => return None,
     }
     Some(match (&found.field, &found.value) {
         (Field::L4Proto, Value::Int(protocol)) if *protocol == u64::from(TCP) => Match::Tcp,
@@ -96,9 +136,13 @@ fn condition(found: &KernelMatch) -> Option<Match> {
 
 fn uid_condition(compare: &Item) -> Option<Match> {
     match compare {
-        Item::Expr(Expr::Cmp { op: CmpOp::Eq, data, .. }) => {
-            let bytes: [u8; 4] = data.as_slice().try_into().ok()?;
-            Some(Match::SocketUid(u32::from_ne_bytes(bytes)))
+        Item::Expr(Expr::Cmp { op, data, .. }) => {
+            let uid = u32::from_ne_bytes(data.as_slice().try_into().ok()?);
+            match op {
+                CmpOp::Eq => Some(Match::SocketUid(uid)),
+                CmpOp::Neq => Some(Match::OtherSocketUid(uid)),
+                _ => None,
+            }
         }
         _ => None,
     }
