@@ -270,6 +270,11 @@ impl Session {
                 self.phase = Phase::Ended;
                 Ok(Received::Reset(reset))
             }
+            // The server ended the last stream after this client had done so, and then the tunnel: it never saw OPEN.
+            Event::Reset(_) if !server && self.phase == Phase::Opening && stream.checked_add(1) == Some(self.stream) => {
+                self.phase = Phase::Ended;
+                Ok(Received::GoAway(stream))
+            }
             Event::GoAway(goaway) if !server && stream == 0 && self.going_away.is_none() => {
                 self.going_away = Some(goaway.last_stream);
                 Ok(Received::GoAway(goaway.last_stream))

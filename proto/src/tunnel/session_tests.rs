@@ -80,6 +80,23 @@ fn a_reset_ends_the_tunnel_on_both_sides() {
 }
 
 #[test]
+fn a_reset_of_the_last_stream_that_crosses_an_open_says_that_the_open_was_not_served() {
+    let (mut client, mut server) = pair();
+    open(&mut client, &mut server);
+    accept(&mut client, &mut server);
+    let (mut fin, mut down) = (vec![], vec![]);
+    client.fin(&mut fin);
+    server.fin(&mut down);
+    assert_eq!(hand(&mut client, &down).unwrap(), ["FIN"]);
+    // The client is through; the server's application breaks before it has taken the last bytes.
+    assert!(client.open(&v1::Open::default(), &mut vec![]));
+    let mut reset = vec![];
+    server.reset(v1::ResetCode::Application, &mut reset);
+    assert_eq!(hand(&mut client, &reset).unwrap(), ["GOAWAY 1"]);
+    assert!(!client.reusable());
+}
+
+#[test]
 fn a_stream_number_that_does_not_rise_by_one_is_refused() {
     for wrong in [0u32, 2, 7, u32::MAX] {
         let mut server = Session::new(Role::Server);
