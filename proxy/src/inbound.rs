@@ -85,6 +85,9 @@ pub(crate) async fn handle(shared: Arc<Shared>, stream: TcpStream, source: Socke
     connection.run().await;
 }
 
+/// Why an evicted handshake is refused: label and sentence.
+const TOO_MANY: (&str, &str) = ("too-many-handshakes", "this address has more handshakes under way than any other");
+
 /// One connection to the pod, of which nothing is known but the addresses.
 struct Inbound {
     shared: Arc<Shared>,
@@ -113,7 +116,7 @@ impl Inbound {
         let (mut reader, mut read) = (ClientHelloReader::default(), Vec::new());
         let first = tokio::select! {
             first = first_bytes(&self.stream, &mut reader, &mut read, self.until) => first,
-            () = gate.evicted() => return self.refuse("too-many-handshakes", "this address has more handshakes under way than any other".into()),
+            () = gate.evicted() => return self.refuse(TOO_MANY.0, TOO_MANY.1.into()),
         };
         match first {
             Ok(FirstBytes::Offers) => self.tunnel(read, gate).await,
@@ -139,7 +142,7 @@ impl Inbound {
             accepted = server::accept(&shared, &certificates, stream, read, until) => accepted,
             () = gate.evicted() => {
                 let connection = shared.telemetry.connection(Direction::Inbound, source, dialled.0);
-                return connection.refuse("too-many-handshakes", "this address has more handshakes under way than any other".into());
+                return connection.refuse(TOO_MANY.0, TOO_MANY.1.into());
             }
         };
         drop(gate);
@@ -147,8 +150,9 @@ impl Inbound {
             Ok(tunnel) => match shared.streams.handshakes.admit_peer(tunnel.peer().id()) {
                 Some(_held) => server::serve(&shared, tunnel, source, dialled).await,
                 None => {
-                    let reason = format!("{} has too many tunnels to this pod already", tunnel.peer().id());
-                    record(&shared, source, dialled).refuse("too-many-tunnels", reason);
+                    let mut connection = record(&shared, source, dialled);
+                    connection.source(source.ip().to_string().into(), Some(tunnel.peer().id().clone()));
+                    server::turn_away(&shared, tunnel, connection, until).await;
                 }
             },
             Err(error) => record(&shared, source, dialled).refuse(error.cause(), error.to_string()),

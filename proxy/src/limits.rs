@@ -64,9 +64,21 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// cut.
 pub const SWEEP: Duration = Duration::from_millis(500);
 
+/// After a change, how long further changes are waited for before the streams are looked at: a rollout of a large Service
+/// is hundreds of changes, and each look goes over all streams. Well within the second until a stream must be cut.
+pub const SETTLE: Duration = Duration::from_millis(50);
+
 /// Bytes of a ClientHello, with every extension: post-quantum key shares need about 1.8 KiB; TLS allows 64 KiB (RFC
 /// 8446, 4: lengths are 24 bits, but no client comes near).
 pub const CLIENT_HELLO: usize = 64 * 1024;
+
+/// Bytes of an incomplete TLS handshake message with its records. rustls would take 64 KiB of message in records of one
+/// byte, 1.5 MiB from a peer that has proved nothing; a chain of three certificates is 3 KiB, and one full record, whatever
+/// it carries, is 16.3 KiB.
+pub const HANDSHAKE_MESSAGE: usize = 32 * 1024;
+
+/// After a failed handshake, how long its alert may take to reach the peer and the peer to close.
+pub const ALERT: Duration = Duration::from_secs(1);
 
 /// What a buffer holds at first; a request, its answer, or a small query.
 pub const BUFFER_MIN: usize = 4 * 1024;

@@ -15,7 +15,7 @@ use byrnie_redirect::Leg;
 use tokio::sync::watch;
 
 use crate::inbound::Gate;
-use crate::limits::{HALF_CLOSED, SWEEP};
+use crate::limits::{HALF_CLOSED, SETTLE, SWEEP};
 use crate::model::Meshed;
 use crate::shared::Shared;
 
@@ -222,6 +222,18 @@ impl Streams {
         }
     }
 
+    /// How many sweeps were made.
+    #[cfg(test)]
+    pub(crate) fn sweeps(&self) -> u64 {
+        self.sweep.load(Ordering::Relaxed)
+    }
+
+    /// Lets as many sweeps pass as `time` has.
+    #[cfg(test)]
+    pub(crate) fn pass(&self, time: std::time::Duration) {
+        self.sweep.fetch_add((time.as_millis() / SWEEP.as_millis()) as u64, Ordering::Relaxed);
+    }
+
     fn all(&self) -> Vec<Arc<Stream>> {
         self.lock().values().cloned().collect()
     }
@@ -241,13 +253,22 @@ pub async fn supervise(shared: Arc<Shared>) {
     let mut generation = None;
     let mut draining = false;
     loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            changed = certificates.changed() => if changed.is_err() { return },
-            changed = control.changed() => if changed.is_err() { return },
-            changed = discovery.changed() => if changed.is_err() { return },
-        }
-        let now = shared.streams.sweep.fetch_add(1, Ordering::Relaxed) + 1;
+        let changed = tokio::select! {
+            _ = tick.tick() => None,
+            changed = certificates.changed() => Some(changed),
+            changed = control.changed() => Some(changed),
+            changed = discovery.changed() => Some(changed),
+        };
+        let now = match changed {
+            // The one count that is a measure of time.
+            None => shared.streams.sweep.fetch_add(1, Ordering::Relaxed) + 1,
+            Some(Ok(())) => {
+                // Changes come in flocks, and each sweep looks at every stream.
+                tokio::time::sleep(SETTLE).await;
+                shared.streams.sweep.load(Ordering::Relaxed)
+            }
+            Some(Err(_)) => return,
+        };
         let current = shared.certificates.current().map(|generation| generation.number);
         let renewed = current != generation;
         generation = current;

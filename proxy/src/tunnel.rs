@@ -64,6 +64,7 @@ impl TunnelError {
             TunnelError::Tls(TlsError::Io(_)) => "connection-failed",
             TunnelError::Tls(TlsError::Truncated) => "connection-truncated",
             TunnelError::Tls(TlsError::KeyExhausted) => "key-exhausted",
+            TunnelError::Tls(TlsError::EndlessMessage(_)) => "tls-error",
             TunnelError::Tls(TlsError::Protocol(error)) => tls_cause(error),
             TunnelError::Protocol(_) => "protocol-error",
             TunnelError::Identity(error) => error.cause.as_str(),
@@ -244,11 +245,10 @@ impl Tunnel {
         ProtocolError::Unexpected { frame, stream: self.session.stream(), expected }.into()
     }
 
-    /// Ends TLS in order: what waits, then close_notify. TCP closes when the tunnel is dropped.
+    /// Ends TLS and TCP in order: what waits, then close_notify, then the peer's end.
     pub(crate) async fn close(mut self) {
         if self.tls.close().is_ok() {
-            let flush = std::future::poll_fn(|cx| self.tls.poll_flush(cx));
-            let _ = tokio::time::timeout(crate::limits::CLOSE_NOTIFY, flush).await;
+            let _ = tokio::time::timeout(crate::limits::CLOSE_NOTIFY, self.tls.end()).await;
         }
     }
 
@@ -277,4 +277,4 @@ enum Heard {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

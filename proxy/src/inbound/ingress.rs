@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{Inbound, gate, record};
+use super::{Inbound, TOO_MANY, gate, record};
 use crate::model::OwnPod;
 use crate::sockets;
 use crate::streams::{Grounds, Registered};
@@ -35,14 +35,12 @@ impl Inbound {
             return self.refuse("no-svid", "this proxy has no SVID yet".into());
         };
         let Inbound { shared, stream, source, dialled, until } = self;
-        sockets::reset_unless_clean(&stream);
         let client = Replayed { read, taken: 0, stream };
         let handshake = TlsAcceptor::from(certificates.ingress.clone()).accept(client);
         let accepted = tokio::select! {
             accepted = tokio::time::timeout_at(until, handshake) => accepted,
             () = gate.evicted() => {
-                let reason = "this address has more handshakes under way than any other";
-                return record(&shared, source, dialled).refuse("too-many-handshakes", reason.into());
+                return record(&shared, source, dialled).refuse(TOO_MANY.0, TOO_MANY.1.into());
             }
         };
         drop(gate);
@@ -56,6 +54,8 @@ impl Inbound {
             }
             Ok(Ok(client)) => client,
         };
+        // Not before: a reset would take the alert of a failed handshake with it.
+        sockets::reset_unless_clean(&client.get_ref().0.stream);
         let peer = match verified(&client, &shared) {
             Ok(peer) => peer,
             Err(error) => return connection.refuse(error.cause.as_str(), error.to_string()),

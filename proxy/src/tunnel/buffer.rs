@@ -40,14 +40,19 @@ impl Buffer {
         self.data.extend_from_slice(bytes);
     }
 
+    /// Makes room for `room` more bytes, and no more than that.
+    pub(crate) fn reserve(&mut self, room: usize) {
+        self.compact();
+        self.data.reserve_exact(room);
+    }
+
     /// Lets `read` append to the end, with room for at least `room` bytes. `read` returns how many it appended.
     pub(crate) fn read_from(
         &mut self,
         room: usize,
         read: impl FnOnce(&mut Vec<u8>) -> io::Result<usize>,
     ) -> io::Result<usize> {
-        self.compact();
-        self.data.reserve_exact(room);
+        self.reserve(room);
         read(&mut self.data)
     }
 

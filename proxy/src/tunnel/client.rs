@@ -160,8 +160,8 @@ pub(crate) async fn open(
 ) -> Result<(), OpenError> {
     let first = tunnel.session.wants_nonce();
     message.nonce = tunnel.fresh_nonce();
-    let mut opening =
-        Opening { shared, tunnel, application, early, reader: FromApplication::new(), sent: false, first };
+    let reader = FromApplication::new();
+    let mut opening = Opening { shared, tunnel, application, early, reader, sent: false, write_failed: false, first };
     opening.begin(&message)?;
     match tokio::time::timeout(OPEN_TO_ACCEPT, std::future::poll_fn(|cx| opening.poll(cx))).await {
         Ok(result) => result,
@@ -180,6 +180,8 @@ struct Opening<'a> {
     reader: FromApplication,
     /// Whether bytes of the application have left.
     sent: bool,
+    /// TCP takes no more; what the server said before that is still to be read.
+    write_failed: bool,
     first: bool,
 }
 
@@ -217,7 +219,7 @@ impl Opening<'_> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), OpenError>> {
         loop {
-            let up = self.send_more(cx)?;
+            let up = self.poll_up(cx)?;
             let heard = match self.tunnel.poll_heard(cx, |_| false) {
                 Poll::Pending if up.is_pending() => return Poll::Pending,
                 Poll::Pending => continue,
@@ -226,6 +228,21 @@ impl Opening<'_> {
             if let Some(answer) = self.answered(heard)? {
                 return Poll::Ready(answer);
             }
+        }
+    }
+
+    /// Sends what can be sent. A server that refuses and closes while bytes are on their way to it makes writing fail, and
+    /// its answer, which may allow another attempt, is to be read all the same.
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, OpenError> {
+        if self.write_failed {
+            return Ok(Poll::Pending);
+        }
+        match self.send_more(cx) {
+            Err(OpenError::Broken { error: TunnelError::Tls(TlsError::Io(_)), .. }) => {
+                self.write_failed = true;
+                Ok(Poll::Pending)
+            }
+            other => other,
         }
     }
 

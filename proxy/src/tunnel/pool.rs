@@ -102,10 +102,10 @@ impl Pool {
                 idle?
             };
             self.count.fetch_sub(1, Ordering::Relaxed);
-            if let Some(tunnel) = idle.take()
-                && tunnel.born.elapsed() < TUNNEL_AGE
-            {
-                return Some(tunnel);
+            match idle.take() {
+                Some(tunnel) if tunnel.born.elapsed() < TUNNEL_AGE => return Some(tunnel),
+                Some(old) => drop(tokio::spawn(old.close())),
+                None => {}
             }
         }
     }

@@ -151,7 +151,16 @@ impl<'a> Relay<'a> {
 
     /// Moves bytes until the stream has ended.
     pub(crate) async fn run(&mut self) -> End {
-        let end = std::future::poll_fn(|cx| self.poll(cx)).await;
+        // A renewal may lie between this tunnel's handshake and this stream's registration, on either side; who asks
+        // every registered stream to prove it did not find this one.
+        self.stream.set_peer(self.tunnel.peer.clone());
+        if self.tunnel.session.fin_sent() {
+            self.stream.set_half_closed();
+        }
+        let end = match self.prove() {
+            Ok(()) => std::future::poll_fn(|cx| self.poll(cx)).await,
+            Err(error) => End::Tunnel(error),
+        };
         self.tunnel.tls.release();
         end
     }
@@ -177,15 +186,20 @@ impl<'a> Relay<'a> {
         if let Some(cut) = self.stream.cut() {
             return Err(End::Cut(cut.clone()));
         }
-        if self.stream.take_prove()
-            && let Some(own) = self.shared.certificates.current()
-        {
-            self.tunnel.prove(&own).map_err(End::Tunnel)?;
+        if self.stream.take_prove() {
+            self.prove().map_err(End::Tunnel)?;
         }
         if self.stream.take_go_away() {
             self.tunnel.send(|session, out| session.go_away(out)).map_err(End::Tunnel)?;
         }
         Ok(())
+    }
+
+    fn prove(&mut self) -> Result<(), TunnelError> {
+        match self.shared.certificates.current() {
+            Some(own) => self.tunnel.prove(&own),
+            None => Ok(()),
+        }
     }
 
     /// Moves what can be moved now, until both directions wait for a socket.
@@ -237,6 +251,7 @@ impl<'a> Relay<'a> {
             return Ok(Poll::Pending);
         }
         let Relay { tunnel, application, to_application, received, .. } = self;
+        let received_before = *received;
         let mut broken = None;
         let heard = tunnel.poll_heard(cx, |piece| {
             *received += piece.len() as u64;
@@ -250,11 +265,13 @@ impl<'a> Relay<'a> {
         if let Some(error) = broken {
             return Err(End::Application(error));
         }
+        if *received > received_before {
+            self.stream.touch();
+        }
         let heard = match heard {
             Poll::Pending => return Ok(Poll::Pending),
             Poll::Ready(heard) => heard.map_err(End::Tunnel)?,
         };
-        self.stream.touch();
         self.heard(heard)?;
         Ok(Poll::Ready(()))
     }

@@ -70,6 +70,21 @@ pub(crate) async fn serve(shared: &Shared, mut tunnel: Tunnel, source: SocketAdd
     }
 }
 
+/// Refuses the first stream of a tunnel whose peer has as many as it may, and ends it. `until`: when the peer must have
+/// said what it wants.
+pub(crate) async fn turn_away(shared: &Shared, mut tunnel: Tunnel, connection: Connection, until: Instant) {
+    let reason = format!("{} has too many tunnels to this pod already", tunnel.peer().id());
+    let cause = "too-many-tunnels";
+    match tokio::time::timeout_at(until, next_open(shared, &mut tunnel)).await {
+        Ok(Ok(Some(_))) => {
+            let code = v1::RefuseCode::Overloaded;
+            refuse(shared, &mut tunnel, connection, Refusal { code, retryable: true, cause, reason, rule: None }).await;
+        }
+        _ => connection.refuse(cause, reason),
+    }
+    tunnel.close().await;
+}
+
 /// Waits for the next `OPEN`. `None`: the tunnel is over, in order.
 async fn next_open(shared: &Shared, tunnel: &mut Tunnel) -> Result<Option<v1::Open>, TunnelError> {
     loop {
@@ -236,10 +251,9 @@ async fn refuse(shared: &Shared, tunnel: &mut Tunnel, mut connection: Connection
     if tunnel.send(|session, out| session.refuse(&message, out)).is_err() {
         return Served::Ended(None);
     }
-    if std::future::poll_fn(|cx| tunnel.tls.poll_flush(cx)).await.is_err() || !tunnel.session.reusable() {
-        return Served::Ended(None);
-    }
-    Served::Reusable
+    let flush = std::future::poll_fn(|cx| tunnel.tls.poll_flush(cx));
+    let told = matches!(tokio::time::timeout(CLOSE_NOTIFY, flush).await, Ok(Ok(())));
+    if told && tunnel.session.reusable() { Served::Reusable } else { Served::Ended(None) }
 }
 
 /// Eight random bytes that stand in both access logs.

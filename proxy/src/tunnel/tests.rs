@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod races;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -18,18 +20,18 @@ use crate::streams::{self, Grounds};
 use crate::test_support::{TestMesh, connected, id, listener, own_pod};
 
 /// A client proxy and a server proxy with an application behind it.
-struct Rig {
+pub(crate) struct Rig {
     mesh: TestMesh,
-    client: Arc<Shared>,
-    server: Arc<Shared>,
+    pub(crate) client: Arc<Shared>,
+    pub(crate) server: Arc<Shared>,
     /// Where the server proxy listens.
-    address: SocketAddr,
-    application: TcpListener,
+    pub(crate) address: SocketAddr,
+    pub(crate) application: TcpListener,
     application_address: SocketAddr,
 }
 
 impl Rig {
-    async fn new() -> Rig {
+    pub(crate) async fn new() -> Rig {
         Rig::of(TestMesh::new()).await
     }
 
@@ -72,7 +74,7 @@ impl Rig {
         self.application.accept().await.unwrap().0
     }
 
-    fn renew(&self, shared: &Shared, service_account: &str) {
+    pub(crate) fn renew(&self, shared: &Shared, service_account: &str) {
         shared.certificates.take(self.mesh.svid(service_account, Duration::from_secs(3600))).unwrap();
     }
 }

@@ -12,10 +12,11 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus, WriteTraffic,
 };
+use socket2::SockRef;
 use thiserror::Error;
 use tokio::net::TcpStream;
 
-use crate::limits::{BUFFER_MIN, BUFFER_TLS};
+use crate::limits::{ALERT, BUFFER_MIN, BUFFER_TLS, HANDSHAKE_MESSAGE};
 use crate::tunnel::buffer::Buffer;
 
 /// The largest TLS record with its header (RFC 8446, 5.2): a buffer that holds part of one must be able to take all.
@@ -39,6 +40,9 @@ pub(crate) enum TlsError {
     /// This connection has sent all that its key may (RFC 8446, 5.5).
     #[error("the traffic key is used up")]
     KeyExhausted,
+    /// The peer began a handshake message that no honest one needs.
+    #[error("a handshake message is not complete after {0} bytes")]
+    EndlessMessage(usize),
 }
 
 enum Side {
@@ -123,6 +127,12 @@ impl Tls {
         self.incoming.capacity() + self.plaintext.capacity() + self.outgoing.capacity()
     }
 
+    /// The connection under TLS.
+    #[cfg(test)]
+    pub(crate) fn io(&self) -> &TcpStream {
+        &self.io
+    }
+
     pub(crate) fn facts<R>(&self, read: impl FnOnce(&rustls::CommonState) -> R) -> R {
         match &self.side {
             Side::Client(connection) => read(connection),
@@ -149,10 +159,26 @@ impl Tls {
         let result = std::future::poll_fn(|cx| self.poll_handshake(cx)).await;
         if let Err(TlsError::Protocol(_)) = result {
             let _ = self.advance();
-            let _ = self.io.writable().await;
-            let _ = self.try_flush();
+            let _ = tokio::time::timeout(ALERT, self.end()).await;
         }
         result
+    }
+
+    /// Sends what waits, and then the end, and waits for the peer's: bytes of the peer that nobody had read when TCP
+    /// closes would make the kernel send a reset, which may overtake our last word at the peer.
+    pub(crate) async fn end(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.poll_flush(cx)).await?;
+        SockRef::from(&self.io).shutdown(std::net::Shutdown::Write)?;
+        self.incoming = Buffer::default();
+        loop {
+            self.io.readable().await?;
+            match self.incoming.read_from(BUFFER_MIN, |into| self.io.try_read_buf(into)) {
+                Ok(0) => return Ok(()),
+                Ok(count) => self.incoming.consume(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TlsError>> {
@@ -190,6 +216,8 @@ impl Tls {
     /// Decrypts all that came and says what is there to be taken, in order.
     pub(crate) fn plaintext(&mut self) -> Result<&[u8], TlsError> {
         if self.plaintext.is_empty() && !self.incoming.is_empty() {
+            // A record's plaintext is shorter than the record.
+            self.plaintext.reserve(self.incoming.len());
             self.advance()?;
         }
         Ok(self.plaintext.filled())
@@ -198,14 +226,19 @@ impl Tls {
     /// Takes `count` bytes from the front of what [`Tls::plaintext`] showed.
     pub(crate) fn consume_plaintext(&mut self, count: usize) {
         self.plaintext.consume(count);
-        self.plaintext.release();
     }
 
     /// Reads from TCP once. `Ready(0)` is TCP's end; [`Tls::peer_end`] says whether TLS had ended before.
-    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    ///
+    /// # Errors
+    /// Those of TCP, and a message of TLS that is too long: rustls holds no bytes of its own, so its bounds are ours.
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, TlsError>> {
+        let partial = self.incoming.len();
+        if partial > HANDSHAKE_MESSAGE {
+            return Poll::Ready(Err(TlsError::EndlessMessage(partial)));
+        }
         loop {
             ready!(self.io.poll_read_ready(cx))?;
-            let partial = self.incoming.len();
             let room = self.read_size.max(if partial > 0 { RECORD_MAX.saturating_sub(partial) } else { 0 });
             match self.incoming.read_from(room, |into| self.io.try_read_buf(into)) {
                 Ok(0) => {
@@ -223,10 +256,11 @@ impl Tls {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if partial == 0 {
                         self.incoming.release();
+                        self.plaintext.release();
                         self.read_size = BUFFER_MIN;
                     }
                 }
-                Err(error) => return Poll::Ready(Err(error)),
+                Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
     }
@@ -242,14 +276,6 @@ impl Tls {
         }
         self.outgoing.release();
         Poll::Ready(Ok(()))
-    }
-
-    fn try_flush(&mut self) -> io::Result<()> {
-        while !self.outgoing.is_empty() {
-            let count = self.io.try_write(self.outgoing.filled())?;
-            self.outgoing.consume(count);
-        }
-        Ok(())
     }
 
     /// Lets rustls work on what came, without anything to send.
