@@ -70,7 +70,7 @@ impl Loads {
         UnderWay { loads: self, address }
     }
 
-    fn cost(&self, endpoint: &Endpoint) -> f64 {
+    pub(crate) fn cost(&self, endpoint: &Endpoint) -> f64 {
         let load = self.lock().get(&endpoint.address).copied().unwrap_or_default();
         f64::from(load.under_way + 1) * load.opening
     }

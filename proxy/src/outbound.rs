@@ -132,7 +132,9 @@ impl Outbound {
             Err(Failed { connection, cause: "unmeshed-endpoint", reason, retryable: false })
         };
         match &endpoint.meshed {
-            Meshed::Yes(_) if endpoint.pod_uid == self.own.pod_uid => self.to_own_pod(connection, endpoint).await,
+            Meshed::Yes(_) if endpoint.pod_uid == self.own.pod_uid => {
+                self.to_own_pod(connection, endpoint, early).await
+            }
             Meshed::Yes(expected) => self.through_tunnel(connection, destination, endpoint, expected, early).await,
             Meshed::EnrolledUnmeshed { permissive: false, .. } => {
                 refused(connection, "no Permissive MtlsPolicy covers it")
@@ -150,3 +152,6 @@ impl Outbound {
         connection.refuse(cause, reason);
     }
 }
+
+#[cfg(test)]
+mod tests;

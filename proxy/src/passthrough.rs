@@ -52,13 +52,26 @@ pub(crate) struct Moved {
     pub(crate) end: End,
 }
 
-/// Moves bytes between `application` and `other` until both have ended. A side that ends is half-closed on the other.
-/// Nothing is reset here: where the end is not clean, the caller drops both with a reset.
-pub(crate) async fn relay(application: &TcpStream, other: &TcpStream, stream: &Registered<'_>) -> Moved {
+/// What was read from a connection before it was known where it belongs: it goes first.
+pub(crate) struct Waiting<'a> {
+    /// From the application.
+    pub(crate) up: &'a [u8],
+    /// For the application.
+    pub(crate) down: &'a [u8],
+}
+
+/// Moves bytes between `application` and `other` until both have ended, beginning with what waits. A side that ends is
+/// half-closed on the other. Nothing is reset here: where the end is not clean, the caller drops both with a reset.
+pub(crate) async fn relay(
+    application: &TcpStream,
+    other: &TcpStream,
+    stream: &Registered<'_>,
+    waiting: Waiting<'_>,
+) -> Moved {
     let (mut sent, mut received) = (0, 0);
     let end = {
-        let up = one_way(application, other, stream, &mut sent);
-        let down = one_way(other, application, stream, &mut received);
+        let up = one_way(application, other, stream, waiting.up, &mut sent);
+        let down = one_way(other, application, stream, waiting.down, &mut received);
         tokio::select! {
             cut = stream.cut_off() => End::Cut(cut),
             moved = async { tokio::try_join!(up, down) } => match moved {
@@ -70,20 +83,22 @@ pub(crate) async fn relay(application: &TcpStream, other: &TcpStream, stream: &R
     Moved { sent, received, end }
 }
 
-/// Writes what was read from a connection before it was known where it belongs.
-pub(crate) async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        to.writable().await?;
-        match to.try_write(bytes) {
-            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
+async fn one_way(
+    from: &TcpStream,
+    to: &TcpStream,
+    stream: &Registered<'_>,
+    mut waiting: &[u8],
+    moved: &mut u64,
+) -> io::Result<()> {
+    let mut count = |bytes: usize| {
+        *moved += bytes as u64;
+        stream.touch();
+    };
+    while !waiting.is_empty() {
+        let written = write(to, waiting).await?;
+        count(written);
+        waiting = waiting.get(written..).unwrap_or_default();
     }
-    Ok(())
-}
-
-async fn one_way(from: &TcpStream, to: &TcpStream, stream: &Registered<'_>, moved: &mut u64) -> io::Result<()> {
     // The pipe is made when there is something to move: an idle connection holds none.
     from.readable().await?;
     let (out, into) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
@@ -97,10 +112,21 @@ async fn one_way(from: &TcpStream, to: &TcpStream, stream: &Registered<'_>, move
         }
         let mut left = filled;
         while left > 0 {
-            left = left.saturating_sub(drain(&out, to, left).await?);
+            let drained = drain(&out, to, left).await?;
+            // Each piece counts: a reader may be so slow that one pipe's content takes minutes.
+            count(drained);
+            left = left.saturating_sub(drained);
         }
-        *moved += filled as u64;
-        stream.touch();
+    }
+}
+
+async fn write(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        to.writable().await?;
+        match to.try_write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
     }
 }
 

@@ -8,10 +8,10 @@ use byrnie_redirect::{Leg, OriginalDestination};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::{Inbound, first_bytes, record};
+use super::{Inbound, TOO_MANY, first_bytes, record};
 use crate::limits::PERMISSIVE_SILENCE;
 use crate::model::{AppProtocol, Meshed, OwnPod};
-use crate::passthrough::{self, End};
+use crate::passthrough::{self, End, Waiting};
 use crate::sockets;
 use crate::streams::Grounds;
 use crate::tunnel::client_hello::{ClientHelloReader, FirstBytes};
@@ -27,11 +27,18 @@ impl Inbound {
         let server_first = own.ports.get(&self.dialled.0.port()) == Some(&AppProtocol::ServerFirst);
         let patience = if server_first { Duration::ZERO } else { PERMISSIVE_SILENCE };
         let (mut reader, mut read) = (ClientHelloReader::default(), Vec::new());
-        let mut first = first_bytes(&self.stream, &mut reader, &mut read, Instant::now() + patience).await;
-        if matches!(first, Ok(FirstBytes::Incomplete)) && !read.is_empty() {
-            // It began like TLS: the rest of the ClientHello is on its way.
-            first = first_bytes(&self.stream, &mut reader, &mut read, self.until).await;
-        }
+        let reading = async {
+            let first = first_bytes(&self.stream, &mut reader, &mut read, Instant::now() + patience).await;
+            if matches!(first, Ok(FirstBytes::Incomplete)) && !read.is_empty() {
+                // It began like TLS: the rest of the ClientHello is on its way.
+                return first_bytes(&self.stream, &mut reader, &mut read, self.until).await;
+            }
+            first
+        };
+        let first = tokio::select! {
+            first = reading => first,
+            () = gate.evicted() => return self.refuse(TOO_MANY.0, TOO_MANY.1.into()),
+        };
         match first {
             Ok(FirstBytes::Offers) => self.tunnel(read, gate).await,
             Ok(FirstBytes::OtherTls)
@@ -86,16 +93,14 @@ impl Inbound {
         };
         registered.carried_by([&stream, &application].map(|leg| Leg::of(leg).ok()));
         connection.plaintext();
-        if let Err(error) = passthrough::write_all(&application, &read).await {
-            return connection.finish(0, 0, End::Broken(error).label());
-        }
-        let moved = passthrough::relay(&application, &stream, &registered).await;
+        let waiting = Waiting { up: &[], down: &read };
+        let moved = passthrough::relay(&application, &stream, &registered, waiting).await;
         if matches!(moved.end, End::Clean) {
             sockets::ended_cleanly(&application);
             sockets::ended_cleanly(&stream);
         }
         connection.detail(moved.end.detail());
         // Counted as the client sees them.
-        connection.finish(moved.received + read.len() as u64, moved.sent, moved.end.label());
+        connection.finish(moved.received, moved.sent, moved.end.label());
     }
 }

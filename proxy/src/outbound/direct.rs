@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 
 use super::{Failed, Outbound};
 use crate::model::Endpoint;
-use crate::passthrough::{self, End};
-use crate::sockets;
+use crate::passthrough::{self, End, Waiting};
+use crate::sockets::{self, ConnectError};
 use crate::streams::{Grounds, Registered};
 use crate::telemetry::{Connection, EdgeKind};
 use crate::tunnel::client::Early;
@@ -44,7 +44,12 @@ impl Outbound {
     }
 
     /// To the pod itself, through one of its Services: inbound policy decides as it would for any other member.
-    pub(super) async fn to_own_pod(&self, mut connection: Connection, endpoint: &Endpoint) -> Result<(), Failed> {
+    pub(super) async fn to_own_pod(
+        &self,
+        mut connection: Connection,
+        endpoint: &Endpoint,
+        early: &mut Early,
+    ) -> Result<(), Failed> {
         let fail = |connection, cause, reason| Err(Failed { connection, cause, reason, retryable: false });
         let Some(own) = self.shared.certificates.current() else {
             return fail(connection, "no-svid", "this proxy has no valid SVID".into());
@@ -65,9 +70,12 @@ impl Outbound {
         }
         connection.destination(endpoint.workload.clone(), Some(identity.id().clone()));
         match dial_application(&self.shared, &authorized, OriginalDestination(endpoint.address)).await {
-            Err(error) => fail(connection, error.cause(), error.to_string()),
+            Err(error) => {
+                let retryable = matches!(error, ConnectError::Refused(_));
+                Err(Failed { connection, cause: error.cause(), reason: error.to_string(), retryable })
+            }
             Ok(application) => {
-                self.carry(connection, application, &registered, &mut Early::default()).await;
+                self.carry(connection, application, &registered, early).await;
                 Ok(())
             }
         }
@@ -112,15 +120,13 @@ impl Outbound {
         sockets::reset_unless_clean(&other);
         registered.carried_by([&self.application, &other].map(|leg| Leg::of(leg).ok()));
         let already = std::mem::take(&mut early.bytes);
-        let moved = match passthrough::write_all(&other, &already).await {
-            Ok(()) => passthrough::relay(&self.application, &other, registered).await,
-            Err(error) => passthrough::Moved { sent: 0, received: 0, end: End::Broken(error) },
-        };
+        let waiting = Waiting { up: &already, down: &[] };
+        let moved = passthrough::relay(&self.application, &other, registered, waiting).await;
         if matches!(moved.end, End::Clean) {
             sockets::ended_cleanly(&self.application);
             sockets::ended_cleanly(&other);
         }
         connection.detail(moved.end.detail());
-        connection.finish(moved.sent + already.len() as u64, moved.received, moved.end.label());
+        connection.finish(moved.sent, moved.received, moved.end.label());
     }
 }

@@ -8,6 +8,7 @@ use byrnie_proto::tunnel::v1;
 use byrnie_redirect::Leg;
 
 use super::{Failed, Outbound};
+use crate::balance::UnderWay;
 use crate::model::{AppProtocol, Destination, Endpoint};
 use crate::sockets;
 use crate::streams::Grounds;
@@ -32,38 +33,39 @@ impl Outbound {
             return Err(Failed { connection, cause: "no-svid", reason, retryable: false });
         };
         let key = Key { address: endpoint.address, expected: expected.clone(), generation: own.number };
-        let begun = Instant::now();
-        let under_way = self.worker.loads.begin(endpoint.address);
-        let open = self.open_message(destination);
-        if let Some(mut tunnel) = self.pooled(&key) {
-            match self.stream(&mut tunnel, &mut connection, endpoint, &key, &open, early, false).await {
-                Ok(end) => {
-                    under_way.opened(begun.elapsed());
-                    return self.finish(connection, tunnel, key, end).await;
+        let attempt = Attempt {
+            endpoint,
+            key: &key,
+            open: self.open_message(destination),
+            begun: Instant::now(),
+            under_way: self.worker.loads.begin(endpoint.address),
+        };
+        let mut pooled = self.pooled(&key);
+        loop {
+            let fresh = pooled.is_none();
+            let mut tunnel = match pooled.take() {
+                Some(tunnel) => tunnel,
+                None => match client::dial(&self.shared, &own, endpoint.address, expected).await {
+                    Ok(tunnel) => Box::new(tunnel),
+                    Err(error) => {
+                        let (cause, reason) = (error.cause(), error.to_string());
+                        return Err(Failed { connection, cause, reason, retryable: true });
+                    }
+                },
+            };
+            match self.stream(&attempt, &mut tunnel, &mut connection, early, fresh).await {
+                Ok(ended) => {
+                    self.finish(connection, tunnel, &key, ended);
+                    return Ok(());
                 }
                 Err(error) => {
                     discard(*tunnel, &error);
                     // A tunnel that has waited may be stale: a new one is a fair second try at the same endpoint.
-                    if !error.retryable() || matches!(error, OpenError::Refused(_)) {
-                        return Err(failed(connection, &error));
+                    if fresh || !error.retryable() || matches!(error, OpenError::Refused(_)) {
+                        let (cause, reason) = (error.label(), error.to_string());
+                        return Err(Failed { connection, cause, reason, retryable: error.retryable() });
                     }
                 }
-            }
-        }
-        let mut tunnel = match client::dial(&self.shared, &own, endpoint.address, expected).await {
-            Ok(tunnel) => Box::new(tunnel),
-            Err(error) => {
-                return Err(Failed { connection, cause: error.cause(), reason: error.to_string(), retryable: true });
-            }
-        };
-        match self.stream(&mut tunnel, &mut connection, endpoint, &key, &open, early, true).await {
-            Ok(end) => {
-                under_way.opened(begun.elapsed());
-                self.finish(connection, tunnel, key, end).await
-            }
-            Err(error) => {
-                discard(*tunnel, &error);
-                Err(failed(connection, &error))
             }
         }
     }
@@ -83,14 +85,13 @@ impl Outbound {
     /// One stream on `tunnel`, from `OPEN` to its end.
     async fn stream(
         &self,
+        attempt: &Attempt<'_>,
         tunnel: &mut Tunnel,
         connection: &mut Connection,
-        endpoint: &Endpoint,
-        key: &Key,
-        open: &v1::Open,
         early: &mut Early,
         fresh: bool,
     ) -> Result<Ended, OpenError> {
+        let Attempt { endpoint, key, .. } = attempt;
         let grounds =
             Grounds::Outbound { dialled: self.dialled.0, endpoint: key.address, expected: key.expected.clone() };
         let registered = self.shared.streams.register(grounds, Some(tunnel.peer().clone()));
@@ -98,7 +99,8 @@ impl Outbound {
             return Ok(Ended { sent: 0, received: 0, end: End::Cut(cut) });
         }
         registered.carried_by([tunnel.leg(), Leg::of(&self.application).ok()]);
-        client::open(tunnel, &self.shared, &self.application, early, open.clone()).await?;
+        client::open(tunnel, &self.shared, &self.application, early, attempt.open.clone()).await?;
+        attempt.under_way.opened(attempt.begun.elapsed());
         connection.destination(endpoint.workload.clone(), Some(key.expected.clone()));
         connection.reused(!fresh);
         connection.secured(&tunnel.facts().clone(), fresh);
@@ -109,14 +111,9 @@ impl Outbound {
         Ok(Ended { sent: already + relay.sent, received: relay.received, end })
     }
 
-    /// Records the end, and keeps the tunnel if it is good for another stream.
-    async fn finish(
-        &self,
-        mut connection: Connection,
-        tunnel: Box<Tunnel>,
-        key: Key,
-        ended: Ended,
-    ) -> Result<(), Failed> {
+    /// Records the end, and keeps the tunnel if it is good for another stream. Nothing is waited for: the application
+    /// hears of its end now.
+    fn finish(&self, mut connection: Connection, tunnel: Box<Tunnel>, key: &Key, ended: Ended) {
         let Ended { sent, received, end } = ended;
         if matches!(end, End::Clean) {
             sockets::ended_cleanly(&self.application);
@@ -124,13 +121,13 @@ impl Outbound {
         connection.detail(end.detail());
         connection.finish(sent, received, end.label());
         match end {
-            End::Clean => Pool::put(&self.worker, &self.shared, key, tunnel),
-            broken => match broken.reset_code() {
-                Some(code) => tunnel.reset(code).await,
-                None => drop(tunnel),
-            },
+            End::Clean => Pool::put(&self.worker, &self.shared, key.clone(), tunnel),
+            broken => {
+                if let Some(code) = broken.reset_code() {
+                    tokio::spawn(tunnel.reset(code));
+                }
+            }
         }
-        Ok(())
     }
 
     fn open_message(&self, destination: &Destination) -> v1::Open {
@@ -156,15 +153,20 @@ impl Outbound {
     }
 }
 
+/// What stays the same while one endpoint is tried.
+struct Attempt<'a> {
+    endpoint: &'a Endpoint,
+    key: &'a Key,
+    open: v1::Open,
+    begun: Instant,
+    under_way: UnderWay<'a>,
+}
+
 /// How a stream that was opened ended.
 struct Ended {
     sent: u64,
     received: u64,
     end: End,
-}
-
-fn failed(connection: Connection, error: &OpenError) -> Failed {
-    Failed { connection, cause: error.label(), reason: error.to_string(), retryable: error.retryable() }
 }
 
 /// Lets go of a tunnel whose stream was not opened: in order where the peer still listens.
