@@ -8,7 +8,7 @@ mod subset;
 mod view;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     net::IpAddr,
     sync::Arc,
 };
@@ -86,6 +86,10 @@ pub fn settings(objects: &Objects, fixed: Option<&TrustDomain>) -> Result<MeshSe
         _ => None,
     });
     let (stored, settings) = match found.next() {
+        // One that is there and can't be read is not one that is missing: the defaults are laxer than it may be.
+        None if objects.problems.iter().any(|problem| problem.is_about("MeshConfig")) => {
+            return Err((None, "its only version can't be read".to_owned()));
+        }
         None => (None, byrnie_api::MeshConfigSpec::default().settings()),
         Some((stored, config)) => (Some(stored.clone()), config.spec.settings()),
     };
@@ -110,6 +114,8 @@ struct Builder<'a> {
     settings_refused: bool,
     enrolled: BTreeSet<String>,
     pods: BTreeMap<String, PodFacts>,
+    /// Whose they are.
+    uids: HashMap<Arc<str>, String>,
     services: BTreeMap<String, ServiceFacts>,
 }
 
@@ -122,6 +128,7 @@ impl<'a> Builder<'a> {
             settings_refused: false,
             enrolled: BTreeSet::new(),
             pods: BTreeMap::new(),
+            uids: HashMap::new(),
             services: BTreeMap::new(),
         }
     }
@@ -139,6 +146,7 @@ impl<'a> Builder<'a> {
             });
         }
         self.take_settings();
+        self.take_unreadable_namespaces();
         for (key, stored) in &self.objects.items {
             self.take(key, stored);
         }
@@ -163,6 +171,17 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Nobody knows whether they are enrolled. As if they were: what is not called in plaintext harms nobody.
+    fn take_unreadable_namespaces(&mut self) {
+        let enrolled = BTreeMap::from([(labels::MESH.to_owned(), labels::MESH_ENABLED.to_owned())]);
+        let unreadable = self.objects.problems.iter().filter(|problem| problem.is_about("Namespace"));
+        for key in unreadable.filter_map(|problem| problem.object.as_ref()) {
+            if !self.objects.items.contains_key(key) && labels::is_enrolled(&key.name, &enrolled) {
+                self.enrolled.insert(key.name.clone());
+            }
+        }
+    }
+
     fn take(&mut self, key: &ObjectKey, stored: &Stored) {
         let taken = match &*stored.object {
             Object::Namespace(namespace) => {
@@ -172,12 +191,13 @@ impl<'a> Builder<'a> {
                 }
                 Ok(Vec::new())
             }
-            Object::Pod(pod) => {
-                PodFacts::read(pod, &key.namespace, &key.name, &self.settings.trust_domain).map(|(facts, notes)| {
+            Object::Pod(pod) => PodFacts::read(pod, &key.namespace, &key.name, &self.settings.trust_domain).and_then(
+                |(facts, notes)| {
+                    self.take_uid(&facts)?;
                     self.pods.insert(facts.place(), facts);
-                    notes
-                })
-            }
+                    Ok(notes)
+                },
+            ),
             Object::Service(service) => ServiceFacts::read(service, &key.namespace, &key.name).map(|(facts, notes)| {
                 self.services.insert(facts.place.to_string(), facts);
                 notes
@@ -193,6 +213,19 @@ impl<'a> Builder<'a> {
             Object::EndpointSlice(_) => return,
         };
         self.status(key, stored, taken);
+    }
+
+    /// What a certificate is issued to is a UID: two pods of one UID would speak for each other.
+    fn take_uid(&mut self, pod: &PodFacts) -> Result<(), String> {
+        match self.uids.entry(pod.uid.clone()) {
+            Entry::Vacant(free) => {
+                free.insert(pod.place());
+                Ok(())
+            }
+            Entry::Occupied(owner) => {
+                Err(format!("metadata.uid: {} is also the UID of pod {}, which has it", pod.uid, owner.get()))
+            }
+        }
     }
 
     fn status(&mut self, key: &ObjectKey, stored: &Stored, taken: Result<Vec<String>, String>) {
@@ -222,9 +255,10 @@ impl<'a> Builder<'a> {
             let policies = byrnie_api::compile(&self.settings, candidates, &workload);
             pod.policies = policies;
         }
+        let mut declared: BTreeMap<(String, u16), BTreeSet<AppProtocol>> = BTreeMap::new();
         for service in self.services.values() {
             let prefix = format!("{}/", service.namespace);
-            let pods = self.pods.range_mut(prefix.clone()..).take_while(|(place, _)| place.starts_with(&prefix));
+            let pods = self.pods.range(prefix.clone()..).take_while(|(place, _)| place.starts_with(&prefix));
             for pod in pods.map(|(_, pod)| pod).filter(|pod| service.selects(pod)) {
                 for port in &service.ports {
                     let target = match &port.target {
@@ -232,36 +266,48 @@ impl<'a> Builder<'a> {
                         Target::Name(name) => pod.named_port(name),
                     };
                     if let Some(target) = target {
-                        declare(&mut pod.declared, target, port.protocol);
+                        declared.entry((pod.place(), target)).or_default().insert(port.protocol);
                     }
                 }
             }
         }
+        for ((place, port), mut protocols) in declared {
+            // Where two Services disagree on a port, nothing is declared.
+            protocols.remove(&AppProtocol::Unspecified);
+            let protocol = match (protocols.pop_first(), protocols.is_empty()) {
+                (Some(protocol), true) => protocol,
+                _ => AppProtocol::Unspecified,
+            };
+            if let Some(pod) = self.pods.get_mut(&place) {
+                pod.declared.insert(port, protocol);
+            }
+        }
     }
 
-    /// Two live pods can't have one address: the one that is first by name has it, and the other's status says so.
+    /// Two live pods can't have one address: an enrolled one has it, so that nobody calls it in plaintext for the
+    /// other's sake, and of equal ones the first by name. The status of whoever has not says so.
     fn index_pods(&mut self) -> (BTreeMap<String, Arc<PodFacts>>, HashMap<IpAddr, Arc<PodFacts>>) {
         let pods: BTreeMap<String, Arc<PodFacts>> =
             std::mem::take(&mut self.pods).into_iter().map(|(place, pod)| (place, Arc::new(pod))).collect();
         let mut by_address: HashMap<IpAddr, Arc<PodFacts>> = HashMap::new();
-        for pod in pods.values().filter(|pod| !pod.finished) {
+        let mut ranked: Vec<&Arc<PodFacts>> = pods.values().filter(|pod| !pod.finished).collect();
+        ranked.sort_by_key(|pod| (pod.terminating, !pod.enrolled));
+        for pod in ranked {
             for address in &pod.addresses {
-                match by_address.get(address) {
-                    Some(owner) if !owner.terminating && !pod.terminating => {
-                        let message = format!(
-                            "status.podIPs: {address} is also the address of pod {}, which has it",
-                            owner.place()
-                        );
+                match by_address.entry(*address) {
+                    Entry::Vacant(free) => drop(free.insert(pod.clone())),
+                    // Its address may be given away already.
+                    Entry::Occupied(_) if pod.terminating => {}
+                    Entry::Occupied(owner) => {
+                        let owner = owner.get().place();
+                        let message =
+                            format!("status.podIPs: {address} is also the address of pod {owner}, which has it");
                         if let Some(status) =
                             self.statuses.iter_mut().find(|status| status.object == format!("Pod {}", pod.place()))
                         {
                             status.accepted = false;
                             status.message = message;
                         }
-                    }
-                    Some(owner) if !owner.terminating => {}
-                    _ => {
-                        by_address.insert(*address, pod.clone());
                     }
                 }
             }
@@ -342,16 +388,6 @@ impl<'a> Builder<'a> {
 fn in_words(problems: &[Problem]) -> Result<Vec<String>, String> {
     let words: Vec<String> = problems.iter().map(ToString::to_string).collect();
     if words.is_empty() { Ok(words) } else { Err(words.join("; ")) }
-}
-
-/// Where two Services disagree on a port, nothing is declared.
-fn declare(declared: &mut BTreeMap<u16, AppProtocol>, port: u16, protocol: AppProtocol) {
-    let known = declared.entry(port).or_insert(protocol);
-    if *known == AppProtocol::Unspecified {
-        *known = protocol;
-    } else if protocol != AppProtocol::Unspecified && *known != protocol {
-        *known = AppProtocol::Unspecified;
-    }
 }
 
 #[cfg(test)]

@@ -171,12 +171,16 @@ fn keep<T, E: fmt::Display>(result: Result<T, E>, problems: &mut Vec<String>) ->
 
 fn read_settings(objects: &Objects) -> Result<MeshSettings, String> {
     // A MeshConfig that is refused at the start leaves open which trust domain to serve.
-    if let Some(problem) = objects
-        .problems
-        .iter()
-        .find(|problem| problem.object.as_ref().is_some_and(|object| object.kind == "MeshConfig"))
-    {
+    if let Some(problem) = objects.problems.iter().find(|problem| problem.is_about("MeshConfig")) {
         return Err(format!("source: {problem}"));
+    }
+    let named = objects.items.keys().any(|key| key.kind == "MeshConfig");
+    // It may be in there, and stricter than the defaults.
+    if let Some(problem) = objects.problems.iter().find(|problem| problem.object.is_none() && !named) {
+        return Err(format!(
+            "source: {problem}; there is no MeshConfig besides, and it may be in there: mend the file, take it out of the \
+             source, or write a MeshConfig"
+        ));
     }
     let settings = model::settings(objects, None).map_err(|(stored, message)| match stored {
         Some(stored) => format!("source: {}:{}: MeshConfig default: {message}", stored.file, stored.line),

@@ -82,6 +82,13 @@ pub enum Object {
     Mesh(Box<byrnie_api::Object>),
 }
 
+impl Problem {
+    /// Whether it concerns an object of this kind.
+    pub fn is_about(&self, kind: &str) -> bool {
+        self.object.as_ref().is_some_and(|object| object.kind == kind)
+    }
+}
+
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.namespace.is_empty() {

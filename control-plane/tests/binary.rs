@@ -63,6 +63,15 @@ fn all_mistakes_are_told_at_once_with_what_to_do() {
 }
 
 #[test]
+fn a_file_that_may_hold_the_mesh_config_keeps_it_from_starting() {
+    let home = home();
+    std::fs::write(home.path().join("source/mesh.yaml"), b"kind: MeshConfig\nspec: \xff\n").unwrap();
+    let output = command(home.path(), "127.0.0.1:0").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("mesh.yaml") && text(&output).contains("MeshConfig"), "{}", text(&output));
+}
+
+#[test]
 fn an_unknown_option_is_a_usage_error() {
     let output = Command::new(PROGRAM).arg("--nonsense").output().unwrap();
     assert_eq!(output.status.code(), Some(2));

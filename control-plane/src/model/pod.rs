@@ -146,6 +146,7 @@ fn addresses(pod: &Pod) -> Result<Vec<IpAddr>, String> {
     for text in status.pod_ip.as_deref().into_iter().chain(listed).filter(|text| !text.is_empty()) {
         let address: IpAddr =
             text.parse().map_err(|_| format!("status.podIPs: expected IP addresses, found {text:?}"))?;
+        let address = address.to_canonical();
         if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
             return Err(format!("status.podIPs: {address} can be no pod's address"));
         }

@@ -175,6 +175,7 @@ pub(super) fn slice_members(
             continue;
         };
         let address: IpAddr = text.parse().map_err(|_| format!("endpoints: expected IP addresses, found {text:?}"))?;
+        let address = address.to_canonical();
         let Some(pod) = pod_at(address) else {
             notes.push(format!(
                 "endpoint {address}: not supported yet, because it is no pod's address; it gets no connections"
@@ -221,6 +222,7 @@ fn cluster_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>, String> {
         }
         let address: IpAddr =
             text.parse().map_err(|_| format!("spec.clusterIP: expected an IP address or None, found {text:?}"))?;
+        let address = address.to_canonical();
         if !addresses.contains(&address) {
             addresses.push(address);
         }

@@ -297,3 +297,86 @@ fn no_resource_name_breaks_an_answer() {
     assert!(matches!(view.answer("self", &Arc::from("nobody")), Body::Error(_)));
     assert!(matches!(view.answer("self", &viewer), Body::Self_(own) if own.ports[0].port == 3307));
 }
+
+const PERMISSIVE: &str = "---\napiVersion: byrnie.dev/v1alpha1\nkind: MtlsPolicy\nmetadata: {name: soft, namespace: shop}\nspec: {mode: Permissive, port: 8080}\n";
+
+#[test]
+fn a_mesh_config_that_nobody_can_read_leaves_what_held_before_and_not_the_defaults() {
+    let strict = BASE.replace("spec: {networks", "spec: {authorization: {default: Deny}, networks");
+    let before = model(&strict).settings;
+    for unreadable in [
+        strict.replace("spec: {auth", "spec: {telemetry: {}, auth"),
+        strict.replace("spec: {auth", "spec: {nonsense: 1, auth"),
+        strict.replace("spec: {auth", "spec: [auth"),
+    ] {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("mesh.yaml"), &unreadable).unwrap();
+        let objects = DirectorySource::open(home.path()).unwrap().objects().borrow().clone();
+        let now = Model::build(&objects, &before);
+        assert_eq!(now.settings, before);
+        assert!(now.statuses.iter().any(|status| status.message.contains("what held before stays in force")));
+    }
+}
+
+#[test]
+fn the_pods_of_a_namespace_that_nobody_can_read_are_not_called_in_plaintext() {
+    for unreadable in [
+        BASE.replace("apiVersion: v1\nkind: Namespace", "apiVersion: v2\nkind: Namespace"),
+        BASE.replace("byrnie.dev/mesh: enabled}", "["),
+    ] {
+        let found = dial(&view(&unreadable, &[]), "10.0.0.1:80").endpoints[0].clone();
+        assert_eq!((found.meshed(), found.permissive), (Meshed::EnrolledUnmeshed, false));
+    }
+}
+
+#[test]
+fn an_enrolled_pods_address_is_not_lost_to_a_pod_that_may_be_called_in_plaintext() {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: thief, namespace: legacy}\nspec: {containers: []}\nstatus: {podIP: 10.0.0.1}\n";
+    let view = view(&with(pod), &["u-db"]);
+    let found = dial(&view, "10.0.0.1:80").endpoints[0].clone();
+    assert_eq!((found.pod_uid.as_str(), found.meshed()), ("u-db", Meshed::Yes));
+    assert!(status(&view.model, "Pod legacy/thief").message.contains("shop/db-0"));
+}
+
+#[test]
+fn of_two_pods_with_one_uid_the_second_is_refused() {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a-0, namespace: shop, uid: u-db}\nspec: {containers: []}\nstatus: {podIP: 10.0.0.9}\n";
+    let model = model(&with(pod));
+    let refused = status(&model, "Pod shop/db-0");
+    assert!(!refused.accepted && refused.message.contains("shop/a-0"), "{}", refused.message);
+    assert_eq!(model.pod_by_uid("u-db").unwrap().place(), "shop/a-0");
+    assert!(model.pod("shop", "db-0").is_none());
+}
+
+#[test]
+fn an_address_in_ipv6_clothes_is_the_ipv4_address() {
+    let yaml = BASE.replace("{ip: 10.0.0.1}", "{ip: '::ffff:10.0.0.1'}").replace("[10.1.0.1, ", "['::ffff:10.1.0.1', ");
+    let view = view(&yaml, &["u-db"]);
+    assert_eq!(dial(&view, "10.0.0.1:80").endpoints[0].pod_uid, "u-db");
+    assert_eq!(at(&dial(&view, "10.1.0.1:3306").endpoints[0]), "10.0.0.1:3307".parse().unwrap());
+}
+
+#[test]
+fn plaintext_that_is_permitted_at_one_port_of_a_pod_is_not_at_another() {
+    let slice = |name: &str, port: u16| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: manual}}}}\naddressType: IPv4\nports: [{{name: x, port: {port}}}]\nendpoints: [{{addresses: [10.0.0.1]}}]\n"
+        )
+    };
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: manual, namespace: shop}\nspec: {clusterIP: 10.1.0.5, ports: [{name: x, port: 80}]}\n";
+    let view = view(&(with(service) + &slice("m-1", 8080) + &slice("m-2", 9090) + PERMISSIVE), &[]);
+    let found = dial(&view, "10.1.0.5:80").endpoints;
+    let permitted: Vec<_> = found.iter().map(|endpoint| (endpoint.port, endpoint.permissive)).collect();
+    assert_eq!(permitted, [(8080, true), (9090, false)]);
+}
+
+#[test]
+fn where_services_disagree_on_a_port_nothing_is_declared_however_many_they_are() {
+    let service = |name: &str, protocol: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{clusterIP: None, selector: {{app: db}}, ports: [{{port: 80, appProtocol: {protocol}}}]}}\n"
+        )
+    };
+    let view = view(&(BASE.to_owned() + &service("a", "http") + &service("b", "grpc") + &service("c", "http")), &[]);
+    assert_eq!(dial(&view, "10.0.0.1:80").protocol(), AppProtocol::Unspecified);
+}

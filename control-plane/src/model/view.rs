@@ -109,11 +109,13 @@ impl MeshView {
         }
     }
 
-    fn endpoint(&self, endpoint: &ResolvedEndpoint, modes: &mut BTreeMap<Arc<str>, (bool, i64)>) -> Endpoint {
+    fn endpoint(&self, endpoint: &ResolvedEndpoint, modes: &mut BTreeMap<(Arc<str>, u16), (bool, i64)>) -> Endpoint {
         let (pod, port) = (&endpoint.pod, endpoint.address.port());
         let meshed = self.meshed(pod, port);
         let (permissive, permissive_until) = match meshed {
-            Meshed::EnrolledUnmeshed => *modes.entry(pod.uid.clone()).or_insert_with(|| self.permissive(pod, port)),
+            Meshed::EnrolledUnmeshed => {
+                *modes.entry((pod.uid.clone(), port)).or_insert_with(|| self.permissive(pod, port))
+            }
             _ => (false, 0),
         };
         Endpoint {
