@@ -124,7 +124,15 @@ impl Plane {
             self.journal.spend_token(token).await?;
         }
         let holder = Holder::Pod(pod.uid.clone());
-        let certificate = self.issue(&public_key, &pod.spiffe_id, holder, &pod.workload).await?;
+        let certificate = match self.issue(&public_key, &pod.spiffe_id, holder, &pod.workload).await {
+            Ok(certificate) => certificate,
+            Err(failure) => {
+                if let Some(token) = &token {
+                    self.return_token(token).await;
+                }
+                return Err(failure.into());
+            }
+        };
         let (pod_name, id, serial) = (pod.place(), pod.spiffe_id.as_str(), certificate.issuance.serial.as_str());
         let first = token.is_some();
         tracing::info!(
@@ -137,6 +145,12 @@ impl Plane {
             "certificate issued"
         );
         Ok(CertifyResponse { chain: certificate.issuance.chain, bundle: Some(Bundle::from(&self.authority.bundle())) })
+    }
+
+    async fn return_token(&self, token: &str) {
+        if let Err(error) = self.journal.give_back_token(token).await {
+            tracing::warn!(%error, "a join token that was used for nothing counts as used after a restart");
+        }
     }
 
     fn pod_of_token(&self, token: &str) -> Result<Arc<PodFacts>, Refused> {

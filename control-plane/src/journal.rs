@@ -86,7 +86,10 @@ impl Journal {
             let now = unix(self.clock.wall());
             let mut ledger = self.lock();
             let was = ledger.newest.get(&issuance.holder).is_some_and(|newest| newest.not_after > now);
-            ledger.take(Arc::new(issuance));
+            let issuance = Arc::new(issuance);
+            // Whatever the clock says: it may have been set back since the one before.
+            ledger.newest.insert(issuance.holder.clone(), issuance.clone());
+            ledger.by_serial.insert(issuance.serial.clone(), issuance);
             !was
         };
         if newly_meshed {
@@ -113,17 +116,15 @@ impl Journal {
         self.lock().newest.values().filter(|issuance| issuance.not_after > now).cloned().collect()
     }
 
-    /// Pods that hold an unexpired certificate: pod UID and its expiry, Unix seconds.
+    /// Pods that a certificate was issued to: pod UID and the newest one's expiry, Unix seconds. Expired ones are among
+    /// them: a proxy that could not renew is no reason to call its pod in plaintext.
     pub fn meshed_pods(&self) -> HashMap<Arc<str>, i64> {
-        let now = unix(self.clock.wall());
         let ledger = self.lock();
-        let unexpired = ledger.newest.values().filter(|issuance| issuance.not_after > now);
-        unexpired
-            .filter_map(|issuance| match &issuance.holder {
-                Holder::Pod(uid) => Some((uid.clone(), issuance.not_after)),
-                Holder::Ingress(_) | Holder::ControlPlane => None,
-            })
-            .collect()
+        let pods = ledger.newest.values().filter_map(|issuance| match &issuance.holder {
+            Holder::Pod(uid) => Some((uid.clone(), issuance.not_after)),
+            Holder::Ingress(_) | Holder::ControlPlane => None,
+        });
+        pods.collect()
     }
 
     /// Rises whenever somebody got a certificate who held no unexpired one.
@@ -131,25 +132,32 @@ impl Journal {
         self.meshed.subscribe()
     }
 
-    /// Forgets what has expired.
+    /// Forgets what has expired; of a pod that still `exists` the newest certificate stays, and of others for a while:
+    /// a source that was read in part, or a clock that was wrong for a moment, must not disown the mesh.
     ///
     /// # Errors
-    /// [`JournalError::Store`]: it is still on the disk, and is tried again next time.
-    pub async fn prune(&self) -> Result<(), JournalError> {
+    /// [`JournalError::Store`]: it is still on the disk until the next start.
+    pub async fn prune(&self, exists: impl Fn(&str) -> bool) -> Result<(), JournalError> {
         let now = unix(self.clock.wall());
         let writes = {
             let mut ledger = self.lock();
+            let Ledger { by_serial, newest, tokens } = &mut *ledger;
             let mut writes = Vec::new();
-            ledger.by_serial.retain(|serial, issuance| {
-                let keep = issuance.not_after > now;
+            let memory = i64::try_from(limits::ISSUANCE_MEMORY.as_secs()).unwrap_or(i64::MAX);
+            newest.retain(|holder, issuance| match holder {
+                Holder::Pod(uid) => exists(uid) || issuance.not_after.saturating_add(memory) > now,
+                Holder::Ingress(_) | Holder::ControlPlane => issuance.not_after > now,
+            });
+            by_serial.retain(|serial, issuance| {
+                let is_newest = newest.get(&issuance.holder).is_some_and(|newest| newest.serial == *serial);
+                let keep = issuance.not_after > now || is_newest;
                 if !keep {
                     writes.push(Write::remove(Table::Issuances, serial.clone()));
                 }
                 keep
             });
-            ledger.newest.retain(|_, issuance| issuance.not_after > now);
             let memory = i64::try_from(limits::TOKEN_MEMORY.as_secs()).unwrap_or(i64::MAX);
-            ledger.tokens.retain(|id, token| {
+            tokens.retain(|id, token| {
                 let keep = token.expires.saturating_add(memory) > now;
                 if !keep {
                     writes.push(Write::remove(Table::Tokens, id.clone()));
@@ -170,6 +178,7 @@ impl Journal {
 impl Ledger {
     fn take(&mut self, issuance: Arc<Issuance>) {
         let newest = self.newest.entry(issuance.holder.clone()).or_insert_with(|| issuance.clone());
+        // The order in which they were made is not on the disk.
         if (newest.not_before, newest.not_after) <= (issuance.not_before, issuance.not_after) {
             *newest = issuance.clone();
         }

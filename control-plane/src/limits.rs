@@ -18,7 +18,8 @@ pub const SOURCE_POLL: Duration = Duration::from_secs(10);
 
 /// Changes of the model and of what was issued are published together after this time.
 pub const PUBLISH_COALESCE: Duration = Duration::from_millis(30);
-/// An SVID's expiry makes a pod unmeshed; it is noticed at least this often.
+/// Time alone changes answers (the end of a permission, of a certificate whose pod has left the mesh); it is noticed at
+/// least this often.
 pub const EXPIRY_CHECK: Duration = Duration::from_secs(30);
 
 /// The TLS handshake, from the accepted connection on.
@@ -87,5 +88,8 @@ pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const TOKEN_MEMORY: Duration = Duration::from_secs(24 * 3600);
 /// Tokens on record at once.
 pub const TOKENS: usize = 100_000;
+/// The last certificate of a pod is remembered this long after its end also while the source does not show the pod: a
+/// weekend with a damaged file must not make its pods strangers.
+pub const ISSUANCE_MEMORY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How often the journal drops what has expired.
 pub const JOURNAL_PRUNE: Duration = Duration::from_secs(60);

@@ -131,7 +131,7 @@ impl Proxies {
         refusals
     }
 
-    /// Every pod that is connected or holds a certificate.
+    /// Every pod that is connected or was issued a certificate.
     pub(crate) fn observed(&self, model: &Model, journal: &Journal) -> Vec<ObservedProxy> {
         let meshed = journal.meshed_pods();
         let state = self.lock();

@@ -1,7 +1,8 @@
 //! From a change of the source, or of what was issued, to the proxies.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
+use byrnie_proto::mesh::v1::ObjectStatus;
 use tokio::sync::watch;
 
 use crate::{
@@ -60,7 +61,9 @@ fn publish(plane: &Plane, objects: Option<&Objects>) {
 /// Objects that were taken before and are refused now, and the other way round. What can't be read at all was told
 /// by the source.
 pub(crate) fn tell(before: &Model, now: &Model) {
-    for status in now.statuses.iter().filter(|status| !before.statuses.contains(status)) {
+    let key = |status: &'_ ObjectStatus| (status.object.clone(), status.accepted, status.message.clone());
+    let told: HashSet<_> = before.statuses.iter().map(key).collect();
+    for status in now.statuses.iter().filter(|status| !told.contains(&key(status))) {
         let (object, file, reason) = (&status.object, &status.file, &status.message);
         if !status.accepted {
             tracing::warn!(object, file, reason, "object refused");
@@ -71,13 +74,13 @@ pub(crate) fn tell(before: &Model, now: &Model) {
 }
 
 async fn prune(plane: &Plane) {
-    if let Err(error) = plane.journal.prune().await {
+    let model = plane.model.load_full();
+    if let Err(error) = plane.journal.prune(|uid| model.pod_by_uid(uid).is_some()).await {
         tracing::error!(%error, "the journal can't be pruned");
     }
     if let Err(error) = plane.authority.maintain() {
         tracing::error!(%error, "the issuing intermediate can't be replaced");
     }
-    let model = plane.model.load_full();
     plane.proxies.retain(|uid| model.pod_by_uid(uid).is_some());
     plane.allowances.retain(|uid| model.pod_by_uid(uid).is_some());
 }

@@ -55,14 +55,22 @@ struct Order {
 
 impl Store {
     pub(super) fn open(path: &Path) -> Result<(Self, Stored), JournalError> {
+        let owned = path.to_owned();
+        Self::open_with(path, move || open_file(&owned))
+    }
+
+    fn open_with(
+        path: &Path,
+        open: impl Fn() -> Result<Database, String> + Send + 'static,
+    ) -> Result<(Self, Stored), JournalError> {
         let place = path.display().to_string();
         let failed = |reason: String| JournalError::Store { path: place.clone(), reason };
-        let database = open_database(path).map_err(failed)?;
+        let database = open().and_then(prepare).map_err(failed)?;
         let stored = read(&database).map_err(failed)?;
         let (writer, orders) = mpsc::channel();
         std::thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || write_orders(&database, &orders))
+            .spawn(move || write_orders(&open, database, &orders))
             .map_err(|error| failed(error.to_string()))?;
         Ok((Self { path: place, writer }, stored))
     }
@@ -97,14 +105,19 @@ impl Table {
     }
 }
 
-fn open_database(path: &Path) -> Result<Database, String> {
+fn open_file(path: &Path) -> Result<Database, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     // redb would make the file with the process's umask: it is made here first, readable by its owner only.
     let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
     let file = file.map_err(|error| text(&error))?;
     file.set_permissions(std::fs::Permissions::from_mode(0o600)).map_err(|error| text(&error))?;
     drop(file);
-    let database = Database::create(path).map_err(|error| text(&error))?;
+    Database::create(path).map_err(|error| text(&error))
+}
+
+/// The database, of our schema and with all tables.
+fn prepare(database: Database) -> Result<Database, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
     let transaction = database.begin_write().map_err(|error| text(&error))?;
     {
         let mut meta = transaction.open_table(META).map_err(|error| text(&error))?;
@@ -147,7 +160,10 @@ fn read(database: &Database) -> Result<Stored, String> {
     Ok(Stored { issuances, tokens })
 }
 
-fn write_orders(database: &Database, orders: &mpsc::Receiver<Order>) {
+/// redb takes nothing more after a failed write until it is opened anew: without that a disk that was full for a moment
+/// would end all issuance until the next start.
+fn write_orders(open: &impl Fn() -> Result<Database, String>, database: Database, orders: &mpsc::Receiver<Order>) {
+    let mut database = Some(database);
     while let Ok(first) = orders.recv() {
         let mut batch = vec![first];
         while batch.len() < BATCH
@@ -155,7 +171,8 @@ fn write_orders(database: &Database, orders: &mpsc::Receiver<Order>) {
         {
             batch.push(next);
         }
-        let result = apply(database, &batch);
+        let ready = database.take().map_or_else(|| open().and_then(prepare), Ok);
+        let result = ready.and_then(|ready| apply(&ready, &batch).map(|()| database = Some(ready)));
         for order in batch {
             // Whoever asked may have gone away; the write stands all the same.
             let _ = order.done.send(result.clone());
@@ -174,4 +191,79 @@ fn apply(database: &Database, batch: &[Order]) -> Result<(), String> {
         };
     }
     transaction.commit().map_err(|error| text(&error))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use std::{
+        io,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
+
+    use redb::{StorageBackend, backends::FileBackend};
+
+    use super::*;
+
+    /// A file on a disk that can be full.
+    #[derive(Debug)]
+    struct Disk {
+        file: FileBackend,
+        full: Arc<AtomicBool>,
+    }
+
+    impl Disk {
+        fn check(&self) -> io::Result<()> {
+            if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        }
+    }
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> io::Result<u64> {
+            self.file.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.file.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.check().and_then(|()| self.file.set_len(len))
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.check().and_then(|()| self.file.sync_data())
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.check().and_then(|()| self.file.write(offset, data))
+        }
+        fn close(&self) -> io::Result<()> {
+            self.file.close()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_was_full_for_a_moment_takes_writes_again() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("journal.redb");
+        let full = Arc::new(AtomicBool::new(false));
+        let (place, is_full) = (path.clone(), full.clone());
+        let open = move || {
+            let mut options = std::fs::OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(false).open(&place).unwrap();
+            let file = FileBackend::new(file).map_err(|error| error.to_string())?;
+            let disk = Disk { file, full: is_full.clone() };
+            redb::Builder::new().create_with_backend(disk).map_err(|error| error.to_string())
+        };
+        let (store, _) = Store::open_with(&path, open).unwrap();
+        let write = |key: &str| vec![Write::put(Table::Tokens, key.to_owned(), vec![7; 100])];
+        store.commit(write("a")).await.unwrap();
+        full.store(true, Ordering::SeqCst);
+        for _ in 0..2 {
+            let refused = store.commit(write("b")).await.unwrap_err().to_string();
+            assert!(refused.contains("journal.redb"), "{refused}");
+        }
+        full.store(false, Ordering::SeqCst);
+        store.commit(write("c")).await.unwrap();
+    }
 }

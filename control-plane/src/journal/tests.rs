@@ -96,6 +96,21 @@ async fn expired_revoked_and_unknown_tokens_are_refused_with_their_reason() {
 }
 
 #[tokio::test]
+async fn a_token_that_was_spent_for_nothing_is_good_again_unless_it_was_revoked() {
+    let rig = rig();
+    let journal = rig.open();
+    let made = journal.create_token(binding(), Duration::ZERO).await.unwrap();
+    journal.spend_token(&made.token).await.unwrap();
+    journal.give_back_token(&made.token).await.unwrap();
+    drop(journal);
+    let journal = rig.open();
+    journal.spend_token(&made.token).await.unwrap();
+    assert!(journal.revoke_token(&made.id).await.unwrap());
+    journal.give_back_token(&made.token).await.unwrap();
+    assert_eq!(journal.spend_token(&made.token).await, Err(TokenError::Revoked { id: made.id.clone() }));
+}
+
+#[tokio::test]
 async fn the_secret_of_a_token_is_neither_on_the_disk_nor_in_debug_output() {
     let rig = rig();
     let journal = rig.open();
@@ -121,11 +136,41 @@ async fn issuances_survive_a_restart_and_are_forgotten_after_their_expiry() {
     assert!(journal.by_serial("aa").is_none(), "expired, and not pruned yet");
     assert_eq!(journal.meshed_pods().len(), 1);
     rig.time.advance(Duration::from_secs(100));
-    assert!(journal.meshed_pods().is_empty());
-    journal.prune().await.unwrap();
+    assert!(journal.newest(&Holder::Pod("u1".into())).is_none() && journal.by_serial("bb").is_none());
+    rig.time.advance(limits::ISSUANCE_MEMORY);
+    journal.prune(|_| false).await.unwrap();
     drop(journal);
-    rig.time.step_wall(-150);
+    rig.time.step_wall(-150 - i64::try_from(limits::ISSUANCE_MEMORY.as_secs()).unwrap());
     assert!(rig.open().by_serial("bb").is_none(), "pruned from the disk");
+}
+
+#[tokio::test]
+async fn a_pod_stays_meshed_when_its_certificate_ends_and_when_the_clock_was_wrong_for_a_moment() {
+    let rig = rig();
+    let journal = rig.open();
+    journal.record(rig.issuance("u1", "aa", 100)).await.unwrap();
+    journal.record(rig.issuance("u2", "bb", 100)).await.unwrap();
+    rig.time.step_wall(200);
+    journal.prune(|uid| uid == "u1").await.unwrap();
+    assert_eq!(journal.meshed_pods().len(), 2, "u2 is remembered for a while");
+    let year = 365 * 24 * 3600;
+    rig.time.step_wall(year);
+    journal.prune(|uid| uid == "u1").await.unwrap();
+    assert_eq!(journal.meshed_pods().into_keys().collect::<Vec<_>>(), ["u1".into()]);
+    drop(journal);
+    rig.time.step_wall(-year - 200);
+    let journal = rig.open();
+    assert!(journal.by_serial("aa").is_some() && journal.by_serial("bb").is_none());
+}
+
+#[tokio::test]
+async fn the_newest_is_the_last_that_was_made_also_after_the_clock_was_set_back() {
+    let rig = rig();
+    let journal = rig.open();
+    journal.record(rig.issuance("u1", "aa", 100)).await.unwrap();
+    rig.time.step_wall(-50);
+    journal.record(rig.issuance("u1", "bb", 100)).await.unwrap();
+    assert_eq!(journal.newest(&Holder::Pod("u1".into())).unwrap().serial, "bb");
 }
 
 #[tokio::test]

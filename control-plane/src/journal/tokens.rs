@@ -132,8 +132,30 @@ impl Journal {
             token.state = TokenState::Used;
             (token.binding.clone(), Write::put(Table::Tokens, id.to_owned(), token.encode()))
         };
-        self.store.commit(vec![write]).await.map_err(|error| TokenError::Journal(error.to_string()))?;
+        if let Err(error) = self.store.commit(vec![write]).await {
+            self.set_unused(id);
+            return Err(TokenError::Journal(error.to_string()));
+        }
         Ok(binding)
+    }
+
+    /// Gives a token back that was spent for nothing: the caller was handed no certificate.
+    ///
+    /// # Errors
+    /// [`JournalError::Store`]: it is given back only until a restart.
+    pub async fn give_back_token(&self, text: &str) -> Result<(), JournalError> {
+        let Some(write) = parse(text).and_then(|(id, _)| self.set_unused(id)) else {
+            return Ok(());
+        };
+        self.store.commit(vec![write]).await
+    }
+
+    /// Only of a token that was spent by whoever calls this; one that was revoked meanwhile stays so.
+    fn set_unused(&self, id: &str) -> Option<Write> {
+        let mut ledger = self.lock();
+        let token = ledger.tokens.get_mut(id).filter(|token| token.state == TokenState::Used)?;
+        token.state = TokenState::Unused;
+        Some(Write::put(Table::Tokens, id.to_owned(), token.encode()))
     }
 
     /// Makes a token worthless; false where no such token is on record.
@@ -146,9 +168,7 @@ impl Journal {
             let Some(token) = ledger.tokens.get_mut(id) else {
                 return Ok(false);
             };
-            if token.state != TokenState::Used {
-                token.state = TokenState::Revoked;
-            }
+            token.state = TokenState::Revoked;
             Write::put(Table::Tokens, id.to_owned(), token.encode())
         };
         self.store.commit(vec![write]).await?;

@@ -131,7 +131,12 @@ fn meshed_is_a_fact_per_pod_and_port() {
     assert_eq!(endpoint(&issued, "10.0.0.2:1").meshed(), Meshed::NotEnrolled);
     let mut later = issued;
     later.now += Duration::from_secs(2000);
-    assert_eq!(endpoint(&later, "10.0.0.1:1").meshed(), Meshed::EnrolledUnmeshed, "its certificate has expired");
+    assert_eq!(endpoint(&later, "10.0.0.1:1").meshed(), Meshed::Yes, "an expired certificate opens no plaintext");
+    let opted_out = BASE.replace("annotations: {", "annotations: {byrnie.dev/inject: 'false', ");
+    let mut later = view(&opted_out, &["u-db"]);
+    assert_eq!(endpoint(&later, "10.0.0.1:1").meshed(), Meshed::Yes, "its certificate still holds");
+    later.now += Duration::from_secs(2000);
+    assert_eq!(endpoint(&later, "10.0.0.1:1").meshed(), Meshed::NotEnrolled);
 }
 
 #[test]

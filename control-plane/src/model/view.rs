@@ -19,7 +19,7 @@ use crate::{hub::View, journal::unix, limits};
 pub struct MeshView {
     /// What the source says.
     pub model: Arc<Model>,
-    /// Pods that hold an unexpired SVID, by UID.
+    /// Pods that an SVID was issued to, by UID, and when the newest ends, Unix seconds.
     pub meshed: Arc<HashMap<Arc<str>, i64>>,
     /// Whom to trust.
     pub bundle: TrustBundle,
@@ -136,9 +136,12 @@ impl MeshView {
         }
     }
 
-    /// A fact, not a wish: the CA issued to this pod, and its capture includes the port.
+    /// A fact, not a wish: the CA issued to this pod, and its capture includes the port. It stays one when the
+    /// certificate ends: an enrolled pod whose proxy could not renew is refused, not called in plaintext. Whoever takes a
+    /// pod out of the mesh waits for its certificate's end.
     fn meshed(&self, pod: &PodFacts, port: u16) -> Meshed {
-        let issued = self.meshed.get(&pod.uid).is_some_and(|not_after| *not_after > unix(self.now));
+        let expiry = self.meshed.get(&pod.uid);
+        let issued = expiry.is_some_and(|not_after| pod.enrolled || *not_after > unix(self.now));
         if issued && pod.exclusions.captures_inbound(port) {
             Meshed::Yes
         } else if pod.enrolled || issued {
