@@ -9,6 +9,7 @@ use byrnie_scenarios::{
     DEADLINE, Ending, Mesh, Pod, ProxyOptions, Service, World, apps, ending, eventually, exchange, finish, within,
 };
 use nix::sys::signal::Signal;
+use tokio::io::AsyncWriteExt;
 use tokio::task::JoinHandle;
 
 pub(crate) async fn a_drain_under_load_costs_no_connection(world: World) {
@@ -76,6 +77,30 @@ pub(crate) async fn a_drain_that_takes_too_long_cuts_what_is_open(world: World) 
     orders.signal_proxy(Signal::SIGTERM);
     assert_eq!(within("the cut", Duration::from_secs(2), ending(&mut open)).await, Ending::Reset);
     assert_eq!(orders.proxy_ended().await, 0);
+}
+
+pub(crate) async fn connections_to_a_machine_that_vanished_are_reset_with_what_was_under_way(world: World) {
+    let mesh = Mesh::start(&world).await;
+    let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;
+    let old = mesh.pod("legacy/old").unmeshed().start().await;
+    let _echoes = [orders.serve(8080, apps::echo), old.serve(8080, apps::echo)];
+    let mut open = Vec::new();
+    for pod in [&orders, &old] {
+        let mut stream = web.connect(pod.at(8080)).await.unwrap();
+        exchange(&mut stream, b"open").await.unwrap();
+        mesh.lab().remove(pod.host()).unwrap();
+        stream.write_all(b"is anybody there?").await.unwrap();
+        open.push(stream);
+    }
+    for mut stream in open {
+        // 30 s of silence, 10 s until the next look, and room for a slow machine.
+        let seen = within("the end of the connection", Duration::from_secs(50), ending(&mut stream)).await;
+        assert_eq!(seen, Ending::Reset);
+    }
+    for pod in ["orders", "old"] {
+        let line = web.logged(pod, |line| line.text("dst.workload") == pod).await;
+        assert_eq!(line.text("connection.end"), "peer-unreachable", "{line:?}");
+    }
 }
 
 pub(crate) async fn without_its_proxy_a_pods_traffic_is_refused_and_not_passed_by(world: World) {

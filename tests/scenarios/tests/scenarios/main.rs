@@ -89,6 +89,7 @@ fn main() -> ExitCode {
             a_drain_under_load_costs_no_connection,
             a_proxy_that_is_told_to_end_does_when_its_connections_have,
             a_drain_that_takes_too_long_cuts_what_is_open,
+            connections_to_a_machine_that_vanished_are_reset_with_what_was_under_way,
             without_its_proxy_a_pods_traffic_is_refused_and_not_passed_by,
             a_port_that_is_taken_and_a_wrong_option_are_said_at_once,
         ],
