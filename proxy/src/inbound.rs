@@ -106,7 +106,7 @@ impl Inbound {
         let port = self.dialled.0.port();
         match own.policies.mtls_mode(port, self.shared.clock.wall()) {
             MtlsMode::Strict => self.strict(&own).await,
-            MtlsMode::Permissive => self.permissive(&own).await,
+            MtlsMode::Permissive => Box::pin(self.permissive(&own)).await,
         }
     }
 
@@ -120,7 +120,8 @@ impl Inbound {
         };
         match first {
             Ok(FirstBytes::Offers) => self.tunnel(read, gate).await,
-            Ok(FirstBytes::OtherTls) => self.other_tls(own, read, gate).await,
+            // Boxed: rare, and larger than all the rest.
+            Ok(FirstBytes::OtherTls) => Box::pin(self.other_tls(own, read, gate)).await,
             Ok(FirstBytes::NotTls) => {
                 self.refuse("plaintext-refused", "plaintext, where mTLS is strict; expected byrnie/1".into());
             }
@@ -152,7 +153,7 @@ impl Inbound {
                 None => {
                     let mut connection = record(&shared, source, dialled);
                     connection.source(source.ip().to_string().into(), Some(tunnel.peer().id().clone()));
-                    server::turn_away(&shared, tunnel, connection, until).await;
+                    Box::pin(server::turn_away(&shared, tunnel, connection, until)).await;
                 }
             },
             Err(error) => record(&shared, source, dialled).refuse(error.cause(), error.to_string()),

@@ -68,32 +68,50 @@ struct Outbound {
     own: Arc<OwnPod>,
 }
 
+/// How the connection ended that an endpoint took, in bytes seen from the application.
+struct Ended {
+    sent: u64,
+    received: u64,
+    end: &'static str,
+    detail: Option<String>,
+}
+
 /// Why an endpoint did not take the connection, and whether another may be tried.
 struct Failed {
-    connection: Connection,
     cause: &'static str,
     reason: String,
     retryable: bool,
 }
 
 impl Outbound {
-    async fn run(self, connection: Connection) {
-        let destination = match self.shared.discovery.lookup(self.dialled).await {
-            Ok(destination) => destination,
-            Err(error) => return self.refuse(connection, error.as_str(), error.to_string()),
-        };
+    async fn run(&self, mut connection: Connection) {
+        match self.carried(&mut connection).await {
+            Ok(Ended { sent, received, end, detail }) => {
+                connection.detail(detail);
+                connection.finish(sent, received, end);
+            }
+            Err(Failed { cause, reason, .. }) => connection.refuse(cause, reason),
+        }
+    }
+
+    async fn carried(&self, connection: &mut Connection) -> Result<Ended, Failed> {
+        let destination = self.shared.discovery.lookup(self.dialled).await.map_err(|error| Failed {
+            cause: error.as_str(),
+            reason: error.to_string(),
+            retryable: false,
+        })?;
         match destination.kind {
             DestinationKind::External => self.egress(connection).await,
             DestinationKind::UnknownInternal => {
                 let reason = format!("{} is inside the cluster, but no Service or pod has it", self.dialled.0);
-                self.refuse(connection, "unknown-destination", reason);
+                Err(Failed { cause: "unknown-destination", reason, retryable: false })
             }
             DestinationKind::Service | DestinationKind::Pod => self.to_endpoints(connection, &destination).await,
         }
     }
 
     /// Tries endpoints until one takes the connection, each once, and only while the application can't notice.
-    async fn to_endpoints(self, mut connection: Connection, destination: &Destination) {
+    async fn to_endpoints(&self, connection: &mut Connection, destination: &Destination) -> Result<Ended, Failed> {
         if let Some(service) = &destination.service {
             connection.service(service.clone());
         }
@@ -103,53 +121,46 @@ impl Outbound {
             tried.push(endpoint.address);
             connection.destination(endpoint.workload.clone(), None);
             let failed = match self.to_endpoint(connection, destination, endpoint, &mut early).await {
-                Ok(()) => return,
+                Ok(ended) => return Ok(ended),
                 Err(failed) => failed,
             };
             let others = tried.len() < ATTEMPTS && self.worker.loads.choose(&destination.endpoints, &tried).is_some();
             if !failed.retryable || !others {
-                return self.refuse(failed.connection, failed.cause, failed.reason);
+                return Err(failed);
             }
             tracing::warn!(cause = failed.cause, reason = failed.reason, "trying another endpoint");
-            connection = failed.connection;
         }
         let reason = format!("{} has no endpoint that takes connections", self.dialled.0);
-        self.refuse(connection, "no-endpoints", reason);
+        Err(Failed { cause: "no-endpoints", reason, retryable: false })
     }
 
     async fn to_endpoint(
         &self,
-        connection: Connection,
+        connection: &mut Connection,
         destination: &Destination,
         endpoint: &Endpoint,
         early: &mut Early,
-    ) -> Result<(), Failed> {
-        let refused = |connection, reason: &str| {
+    ) -> Result<Ended, Failed> {
+        let refused = |reason: &str| {
             let reason = format!(
                 "{} ({}) is in an enrolled namespace, but not meshed, and {reason}",
                 endpoint.workload, endpoint.address
             );
-            Err(Failed { connection, cause: "unmeshed-endpoint", reason, retryable: false })
+            Err(Failed { cause: "unmeshed-endpoint", reason, retryable: false })
         };
         match &endpoint.meshed {
             Meshed::Yes(_) if endpoint.pod_uid == self.own.pod_uid => {
                 self.to_own_pod(connection, endpoint, early).await
             }
             Meshed::Yes(expected) => self.through_tunnel(connection, destination, endpoint, expected, early).await,
-            Meshed::EnrolledUnmeshed { permissive: false, .. } => {
-                refused(connection, "no Permissive MtlsPolicy covers it")
-            }
+            Meshed::EnrolledUnmeshed { permissive: false, .. } => refused("no Permissive MtlsPolicy covers it"),
             Meshed::EnrolledUnmeshed { until: Some(end), .. } if *end <= self.shared.clock.wall() => {
-                refused(connection, "the Permissive MtlsPolicy that covered it has ended")
+                refused("the Permissive MtlsPolicy that covered it has ended")
             }
             Meshed::EnrolledUnmeshed { .. } | Meshed::NotEnrolled => {
                 self.in_plaintext(connection, endpoint, early).await
             }
         }
-    }
-
-    fn refuse(&self, connection: Connection, cause: &'static str, reason: String) {
-        connection.refuse(cause, reason);
     }
 }
 

@@ -103,13 +103,14 @@ pub(crate) struct Tunnel {
 
 impl Tunnel {
     /// Takes a connection whose handshake has ended, and the identity that it proved.
-    fn new(tls: Tls, role: Role, own: &Generation, peer: PeerIdentity) -> Result<Tunnel, TunnelError> {
+    /// Boxed: it moves from task to task, and lies in each one's future.
+    fn new(tls: Tls, role: Role, own: &Generation, peer: PeerIdentity) -> Result<Box<Tunnel>, TunnelError> {
         let (client_leaf, server_leaf) = match role {
             Role::Client => (own.svid.leaf_fingerprint(), peer.leaf_fingerprint()),
             Role::Server => (peer.leaf_fingerprint(), own.svid.leaf_fingerprint()),
         };
         let facts = tls.facts(TlsFacts::of).ok_or(TlsError::Protocol(rustls::Error::HandshakeNotComplete))?;
-        Ok(Tunnel {
+        Ok(Box::new(Tunnel {
             leg: tls.leg(),
             tls,
             session: Session::new(role),
@@ -118,7 +119,7 @@ impl Tunnel {
             binding: Binding { client_nonce: [0; NONCE_LEN], server_nonce: [0; NONCE_LEN], client_leaf, server_leaf },
             generation: own.number,
             born: Instant::now(),
-        })
+        }))
     }
 
     pub(crate) fn peer(&self) -> &PeerIdentity {
@@ -246,14 +247,14 @@ impl Tunnel {
     }
 
     /// Ends TLS and TCP in order: what waits, then close_notify, then the peer's end.
-    pub(crate) async fn close(mut self) {
+    pub(crate) async fn close(mut self: Box<Self>) {
         if self.tls.close().is_ok() {
             let _ = tokio::time::timeout(crate::limits::CLOSE_NOTIFY, self.tls.end()).await;
         }
     }
 
     /// Ends the stream, if there is one, with `code`, and with it the tunnel.
-    pub(crate) async fn reset(mut self, code: v1::ResetCode) {
+    pub(crate) async fn reset(mut self: Box<Self>, code: v1::ResetCode) {
         if self.send(|session, out| session.reset(code, out)).is_ok() {
             self.close().await;
         }

@@ -7,9 +7,9 @@ use byrnie_policy::{EgressRequest, Peer, Request, authorize, authorize_egress};
 use byrnie_redirect::{Leg, OriginalDestination};
 use tokio::net::TcpStream;
 
-use super::{Failed, Outbound};
+use super::{Ended, Failed, Outbound};
 use crate::model::Endpoint;
-use crate::passthrough::{self, End, Waiting};
+use crate::passthrough::{self, End, Moved, Waiting};
 use crate::sockets::{self, ConnectError};
 use crate::streams::{Grounds, Registered};
 use crate::telemetry::{Connection, EdgeKind};
@@ -20,69 +20,66 @@ impl Outbound {
     /// To an unmeshed endpoint in the cluster; the caller has seen that plaintext is allowed there.
     pub(super) async fn in_plaintext(
         &self,
-        mut connection: Connection,
+        connection: &mut Connection,
         endpoint: &Endpoint,
         early: &mut Early,
-    ) -> Result<(), Failed> {
+    ) -> Result<Ended, Failed> {
         let grounds = Grounds::OutboundPlaintext { dialled: self.dialled.0, endpoint: endpoint.address };
         let registered = self.shared.streams.register(grounds, None);
         if let Err(cut) = registered.check(&self.shared) {
-            return Err(Failed { connection, cause: cut.cause, reason: cut.reason, retryable: false });
+            return Err(Failed { cause: cut.cause, reason: cut.reason, retryable: false });
         }
         let under_way = self.worker.loads.begin(endpoint.address);
         let begun = std::time::Instant::now();
         let other = match sockets::connect(endpoint.address, self.shared.config.exempt).await {
             Ok(other) => other,
             Err(error) => {
-                return Err(Failed { connection, cause: error.cause(), reason: error.to_string(), retryable: true });
+                return Err(Failed { cause: error.cause(), reason: error.to_string(), retryable: true });
             }
         };
         under_way.opened(begun.elapsed());
         connection.plaintext();
-        self.carry(connection, other, &registered, early).await;
-        Ok(())
+        Ok(self.carry(other, &registered, early).await)
     }
 
     /// To the pod itself, through one of its Services: inbound policy decides as it would for any other member.
     pub(super) async fn to_own_pod(
         &self,
-        mut connection: Connection,
+        connection: &mut Connection,
         endpoint: &Endpoint,
         early: &mut Early,
-    ) -> Result<(), Failed> {
-        let fail = |connection, cause, reason| Err(Failed { connection, cause, reason, retryable: false });
+    ) -> Result<Ended, Failed> {
+        let fail = |cause, reason| Err(Failed { cause, reason, retryable: false });
         let Some(own) = self.shared.certificates.current() else {
-            return fail(connection, "no-svid", "this proxy has no valid SVID".into());
+            return fail("no-svid", "this proxy has no valid SVID".into());
         };
         let identity = match self.shared.certificates.verifier().verify(own.svid.chain()) {
             Ok(identity) => identity,
-            Err(error) => return fail(connection, error.cause.as_str(), error.to_string()),
+            Err(error) => return fail(error.cause.as_str(), error.to_string()),
         };
         let port = endpoint.address.port();
         let registered = self.shared.streams.register(Grounds::Inbound { port }, Some(identity.clone()));
         let request = Request { peer: Peer::Mesh(&identity), port, now: self.shared.clock.wall() };
         let authorized = match authorize(&self.own.policies, &request) {
             Ok(authorized) => authorized,
-            Err(decision) => return fail(connection, decision.reason.as_str(), decision.to_string()),
+            Err(decision) => return fail(decision.reason.as_str(), decision.to_string()),
         };
         if let Err(cut) = registered.check(&self.shared) {
-            return fail(connection, cut.cause, cut.reason);
+            return fail(cut.cause, cut.reason);
         }
         connection.destination(endpoint.workload.clone(), Some(identity.id().clone()));
         match dial_application(&self.shared, &authorized, OriginalDestination(endpoint.address)).await {
             Err(error) => {
                 let retryable = matches!(error, ConnectError::Refused(_));
-                Err(Failed { connection, cause: error.cause(), reason: error.to_string(), retryable })
+                Err(Failed { cause: error.cause(), reason: error.to_string(), retryable })
             }
-            Ok(application) => {
-                self.carry(connection, application, &registered, early).await;
-                Ok(())
-            }
+            Ok(application) => Ok(self.carry(application, &registered, early).await),
         }
     }
 
     /// Out of the cluster, where egress policy allows it.
-    pub(super) async fn egress(&self, mut connection: Connection) {
+    pub(super) async fn egress(&self, connection: &mut Connection) -> Result<Ended, Failed> {
+        let fail = |cause, reason| Err(Failed { cause, reason, retryable: false });
         let destination: SocketAddr = self.dialled.0;
         connection.kind(EdgeKind::Egress);
         connection.destination(destination.to_string().into(), None);
@@ -91,32 +88,26 @@ impl Outbound {
             EgressRequest { source: &self.own.spiffe_id, destination: destination.ip(), port: destination.port() };
         let authorized = match authorize_egress(&self.own.policies, &request) {
             Ok(authorized) => authorized,
-            Err(decision) => return self.refuse(connection, decision.reason.as_str(), decision.to_string()),
+            Err(decision) => return fail(decision.reason.as_str(), decision.to_string()),
         };
         if let Err(cut) = registered.check(&self.shared) {
-            return self.refuse(connection, cut.cause, cut.reason);
+            return fail(cut.cause, cut.reason);
         }
         if let Some(rule) = &authorized.decision().rule {
             connection.rule(rule.clone());
         }
         let address = SocketAddr::new(authorized.destination(), authorized.port());
         match sockets::connect(address, self.shared.config.exempt).await {
-            Err(error) => self.refuse(connection, error.cause(), error.to_string()),
+            Err(error) => fail(error.cause(), error.to_string()),
             Ok(other) => {
                 connection.plaintext();
-                self.carry(connection, other, &registered, &mut Early::default()).await;
+                Ok(self.carry(other, &registered, &mut Early::default()).await)
             }
         }
     }
 
     /// Moves the bytes as they are, beginning with what an attempt at another endpoint has read already.
-    async fn carry(
-        &self,
-        mut connection: Connection,
-        other: TcpStream,
-        registered: &Registered<'_>,
-        early: &mut Early,
-    ) {
+    async fn carry(&self, other: TcpStream, registered: &Registered<'_>, early: &mut Early) -> Ended {
         sockets::reset_unless_clean(&other);
         registered.carried_by([&self.application, &other].map(|leg| Leg::of(leg).ok()));
         let already = std::mem::take(&mut early.bytes);
@@ -126,7 +117,7 @@ impl Outbound {
             sockets::ended_cleanly(&self.application);
             sockets::ended_cleanly(&other);
         }
-        connection.detail(moved.end.detail());
-        connection.finish(moved.sent, moved.received, moved.end.label());
+        let Moved { sent, received, end } = moved;
+        Ended { sent, received, end: end.label(), detail: end.detail() }
     }
 }

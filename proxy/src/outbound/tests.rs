@@ -34,9 +34,10 @@ async fn dial(rig: &Rig, worker: &Arc<Worker>, destination: Destination) -> (Tcp
     sockets::reset_unless_clean(&application);
     let (source, dialled) = (near.local_addr().unwrap(), OriginalDestination(rig.address));
     let (shared, worker, own) = (rig.client.clone(), worker.clone(), rig.client.control.own().unwrap());
-    let connection = shared.telemetry.connection(Direction::Outbound, source, dialled.0);
+    let mut connection = shared.telemetry.connection(Direction::Outbound, source, dialled.0);
     let outbound = Outbound { shared, worker, application, source, dialled, own };
-    (near, tokio::spawn(async move { outbound.to_endpoints(connection, &destination).await }))
+    let carried = async move { drop(outbound.to_endpoints(&mut connection, &destination).await) };
+    (near, tokio::spawn(carried))
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use byrnie_identity::SpiffeId;
 use byrnie_proto::tunnel::v1;
 use byrnie_redirect::Leg;
 
-use super::{Failed, Outbound};
+use super::{Ended, Failed, Outbound};
 use crate::balance::UnderWay;
 use crate::model::{AppProtocol, Destination, Endpoint};
 use crate::sockets;
@@ -22,15 +22,15 @@ impl Outbound {
     /// Carries the connection to `endpoint`, which has to be `expected`.
     pub(super) async fn through_tunnel(
         &self,
-        mut connection: Connection,
+        connection: &mut Connection,
         destination: &Destination,
         endpoint: &Endpoint,
         expected: &SpiffeId,
         early: &mut Early,
-    ) -> Result<(), Failed> {
+    ) -> Result<Ended, Failed> {
         let Some(own) = self.shared.certificates.current() else {
             let reason = "this proxy has no valid SVID".into();
-            return Err(Failed { connection, cause: "no-svid", reason, retryable: false });
+            return Err(Failed { cause: "no-svid", reason, retryable: false });
         };
         let key = Key { address: endpoint.address, expected: expected.clone(), generation: own.number };
         let attempt = Attempt {
@@ -46,24 +46,25 @@ impl Outbound {
             let mut tunnel = match pooled.take() {
                 Some(tunnel) => tunnel,
                 None => match client::dial(&self.shared, &own, endpoint.address, expected).await {
-                    Ok(tunnel) => Box::new(tunnel),
+                    Ok(tunnel) => tunnel,
                     Err(error) => {
                         let (cause, reason) = (error.cause(), error.to_string());
-                        return Err(Failed { connection, cause, reason, retryable: true });
+                        return Err(Failed { cause, reason, retryable: true });
                     }
                 },
             };
-            match self.stream(&attempt, &mut tunnel, &mut connection, early, fresh).await {
-                Ok(ended) => {
-                    self.finish(connection, tunnel, &key, ended);
-                    return Ok(());
+            match self.stream(&attempt, &mut tunnel, connection, early, fresh).await {
+                Ok(Carried { sent, received, end }) => {
+                    let (label, detail) = (end.label(), end.detail());
+                    self.let_go(tunnel, &key, &end);
+                    return Ok(Ended { sent, received, end: label, detail });
                 }
                 Err(error) => {
-                    discard(*tunnel, &error);
+                    discard(tunnel, &error);
                     // A tunnel that has waited may be stale: a new one is a fair second try at the same endpoint.
                     if fresh || !error.retryable() || matches!(error, OpenError::Refused(_)) {
                         let (cause, reason) = (error.label(), error.to_string());
-                        return Err(Failed { connection, cause, reason, retryable: error.retryable() });
+                        return Err(Failed { cause, reason, retryable: error.retryable() });
                     }
                 }
             }
@@ -90,13 +91,13 @@ impl Outbound {
         connection: &mut Connection,
         early: &mut Early,
         fresh: bool,
-    ) -> Result<Ended, OpenError> {
+    ) -> Result<Carried, OpenError> {
         let Attempt { endpoint, key, .. } = attempt;
         let grounds =
             Grounds::Outbound { dialled: self.dialled.0, endpoint: key.address, expected: key.expected.clone() };
         let registered = self.shared.streams.register(grounds, Some(tunnel.peer().clone()));
         if let Err(cut) = registered.check(&self.shared) {
-            return Ok(Ended { sent: 0, received: 0, end: End::Cut(cut) });
+            return Ok(Carried { sent: 0, received: 0, end: End::Cut(cut) });
         }
         registered.carried_by([tunnel.leg(), Leg::of(&self.application).ok()]);
         client::open(tunnel, &self.shared, &self.application, early, attempt.open.clone()).await?;
@@ -108,20 +109,16 @@ impl Outbound {
         early.bytes = Vec::new();
         let mut relay = Relay::new(&self.shared, tunnel, &self.application, &registered);
         let end = relay.run().await;
-        Ok(Ended { sent: already + relay.sent, received: relay.received, end })
+        Ok(Carried { sent: already + relay.sent, received: relay.received, end })
     }
 
-    /// Records the end, and keeps the tunnel if it is good for another stream. Nothing is waited for: the application
-    /// hears of its end now.
-    fn finish(&self, mut connection: Connection, tunnel: Box<Tunnel>, key: &Key, ended: Ended) {
-        let Ended { sent, received, end } = ended;
-        if matches!(end, End::Clean) {
-            sockets::ended_cleanly(&self.application);
-        }
-        connection.detail(end.detail());
-        connection.finish(sent, received, end.label());
+    /// Keeps the tunnel if it is good for another stream. Nothing is waited for: the application hears of its end now.
+    fn let_go(&self, tunnel: Box<Tunnel>, key: &Key, end: &End) {
         match end {
-            End::Clean => Pool::put(&self.worker, &self.shared, key.clone(), tunnel),
+            End::Clean => {
+                sockets::ended_cleanly(&self.application);
+                Pool::put(&self.worker, &self.shared, key.clone(), tunnel);
+            }
             broken => {
                 if let Some(code) = broken.reset_code() {
                     tokio::spawn(tunnel.reset(code));
@@ -163,14 +160,14 @@ struct Attempt<'a> {
 }
 
 /// How a stream that was opened ended.
-struct Ended {
+struct Carried {
     sent: u64,
     received: u64,
     end: End,
 }
 
 /// Lets go of a tunnel whose stream was not opened: in order where the peer still listens.
-fn discard(tunnel: Tunnel, error: &OpenError) {
+fn discard(tunnel: Box<Tunnel>, error: &OpenError) {
     match error {
         OpenError::Broken { .. } => drop(tunnel),
         OpenError::Application(_) => {

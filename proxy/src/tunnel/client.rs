@@ -43,7 +43,7 @@ pub(crate) async fn dial(
     own: &Arc<Generation>,
     endpoint: SocketAddr,
     expected: &SpiffeId,
-) -> Result<Tunnel, DialError> {
+) -> Result<Box<Tunnel>, DialError> {
     let stream = sockets::connect(endpoint, shared.config.exempt).await?;
     let handshake = secure(shared, own, stream, endpoint, expected);
     let result = match tokio::time::timeout(TLS_HANDSHAKE, handshake).await {
@@ -59,7 +59,7 @@ async fn secure(
     stream: TcpStream,
     endpoint: SocketAddr,
     expected: &SpiffeId,
-) -> Result<Tunnel, TunnelError> {
+) -> Result<Box<Tunnel>, TunnelError> {
     // No SNI is sent; rustls wants a name all the same.
     let name = ServerName::IpAddress(endpoint.ip().into());
     let connection = UnbufferedClientConnection::new(own.client.clone(), name).map_err(TlsError::from)?;

@@ -141,22 +141,20 @@ impl Pool {
         }
     }
 
-    /// Takes out every tunnel that `gone` names.
-    fn retire(&self, gone: impl Fn(&Key, &Tunnel) -> bool) -> Vec<Box<Tunnel>> {
-        let mut taken = Vec::new();
+    /// Closes every tunnel that `gone` names.
+    fn retire(&self, gone: impl Fn(&Key, &Tunnel) -> bool) {
         let mut pool = lock(&self.idle);
         pool.retain(|key, kept| {
             kept.retain(|idle| {
                 let retired = lock(&idle.tunnel).as_ref().is_none_or(|tunnel| gone(key, tunnel));
                 if retired {
                     self.count.fetch_sub(1, Ordering::Relaxed);
-                    taken.extend(idle.take());
+                    idle.take().map(|tunnel| tokio::spawn(tunnel.close()));
                 }
                 !retired
             });
             !kept.is_empty()
         });
-        taken
     }
 }
 
@@ -212,14 +210,11 @@ pub async fn supervise(shared: Arc<Shared>, worker: Arc<Worker>) {
         let current = shared.certificates.current().map(|own| own.number);
         let verifier = shared.certificates.verifier();
         let gone = unreachable.borrow_and_update().clone();
-        let retired = worker.pool.retire(|key, tunnel| {
+        worker.pool.retire(|key, tunnel| {
             Some(key.generation) != current
                 || verifier.check_still_valid(tunnel.peer()).is_err()
                 || tunnel.leg().is_some_and(|leg| gone.contains(&leg))
         });
-        for tunnel in retired {
-            tokio::spawn(tunnel.close());
-        }
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) async fn accept(
     stream: TcpStream,
     read: Vec<u8>,
     until: Instant,
-) -> Result<Tunnel, TunnelError> {
+) -> Result<Box<Tunnel>, TunnelError> {
     let connection = UnbufferedServerConnection::new(own.server.clone()).map_err(TlsError::from)?;
     let mut tls = Tls::server(stream, connection, read);
     match tokio::time::timeout_at(until, tls.handshake()).await {
@@ -43,7 +43,7 @@ pub(crate) async fn accept(
 }
 
 /// Serves the streams of `tunnel`, which was dialled to `dialled` from `source`, until one side ends it.
-pub(crate) async fn serve(shared: &Shared, mut tunnel: Tunnel, source: SocketAddr, dialled: OriginalDestination) {
+pub(crate) async fn serve(shared: &Shared, mut tunnel: Box<Tunnel>, source: SocketAddr, dialled: OriginalDestination) {
     let mut fresh = true;
     loop {
         let open = match next_open(shared, &mut tunnel).await {
@@ -72,13 +72,15 @@ pub(crate) async fn serve(shared: &Shared, mut tunnel: Tunnel, source: SocketAdd
 
 /// Refuses the first stream of a tunnel whose peer has as many as it may, and ends it. `until`: when the peer must have
 /// said what it wants.
-pub(crate) async fn turn_away(shared: &Shared, mut tunnel: Tunnel, connection: Connection, until: Instant) {
+pub(crate) async fn turn_away(shared: &Shared, mut tunnel: Box<Tunnel>, connection: Connection, until: Instant) {
     let reason = format!("{} has too many tunnels to this pod already", tunnel.peer().id());
     let cause = "too-many-tunnels";
     match tokio::time::timeout_at(until, next_open(shared, &mut tunnel)).await {
         Ok(Ok(Some(_))) => {
             let code = v1::RefuseCode::Overloaded;
-            refuse(shared, &mut tunnel, connection, Refusal { code, retryable: true, cause, reason, rule: None }).await;
+            let refusal = Refusal { code, retryable: true, cause, reason, rule: None };
+            let written = refuse(shared, &mut tunnel, connection, refusal);
+            refused(&mut tunnel, written).await;
         }
         _ => connection.refuse(cause, reason),
     }
@@ -135,7 +137,10 @@ async fn serve_stream(
     let registered = shared.streams.register(Grounds::Inbound { port }, Some(tunnel.peer().clone()));
     let (own, authorized) = match admit(shared, tunnel, &registered, port) {
         Ok(admitted) => admitted,
-        Err(refusal) => return refuse(shared, tunnel, connection, refusal).await,
+        Err(refusal) => {
+            let written = refuse(shared, tunnel, connection, refusal);
+            return refused(tunnel, written).await;
+        }
     };
     connection.destination(own.workload.clone(), Some(own.spiffe_id.clone()));
     if let Some(rule) = &authorized.decision().rule {
@@ -143,7 +148,10 @@ async fn serve_stream(
     }
     let application = match dial_application(shared, &authorized, dialled).await {
         Ok(application) => application,
-        Err(error) => return refuse(shared, tunnel, connection, Refusal::application(&error)).await,
+        Err(error) => {
+            let written = refuse(shared, tunnel, connection, Refusal::application(&error));
+            return refused(tunnel, written).await;
+        }
     };
     registered.carried_by([tunnel.leg(), Leg::of(&application).ok()]);
     let nonce = tunnel.fresh_nonce();
@@ -235,7 +243,23 @@ pub(crate) async fn dial_application(
     Ok(application)
 }
 
-async fn refuse(shared: &Shared, tunnel: &mut Tunnel, mut connection: Connection, refusal: Refusal) -> Served {
+/// Sends the refusal that was written.
+async fn refused(tunnel: &mut Tunnel, written: Result<(), TunnelError>) -> Served {
+    if written.is_err() {
+        return Served::Ended(None);
+    }
+    let flush = std::future::poll_fn(|cx| tunnel.tls.poll_flush(cx));
+    let told = matches!(tokio::time::timeout(CLOSE_NOTIFY, flush).await, Ok(Ok(())));
+    if told && tunnel.session.reusable() { Served::Reusable } else { Served::Ended(None) }
+}
+
+/// Records the refusal, and writes it for the peer with what it may know.
+fn refuse(
+    shared: &Shared,
+    tunnel: &mut Tunnel,
+    mut connection: Connection,
+    refusal: Refusal,
+) -> Result<(), TunnelError> {
     let correlation_id = correlation_id();
     connection.correlation_id(&correlation_id);
     if let Some(own) = shared.control.own() {
@@ -248,12 +272,7 @@ async fn refuse(shared: &Shared, tunnel: &mut Tunnel, mut connection: Connection
         rule: refusal.rule.as_deref().unwrap_or_default().to_owned(),
         correlation_id,
     };
-    if tunnel.send(|session, out| session.refuse(&message, out)).is_err() {
-        return Served::Ended(None);
-    }
-    let flush = std::future::poll_fn(|cx| tunnel.tls.poll_flush(cx));
-    let told = matches!(tokio::time::timeout(CLOSE_NOTIFY, flush).await, Ok(Ok(())));
-    if told && tunnel.session.reusable() { Served::Reusable } else { Served::Ended(None) }
+    tunnel.send(|session, out| session.refuse(&message, out))
 }
 
 /// Eight random bytes that stand in both access logs.

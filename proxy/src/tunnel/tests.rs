@@ -59,13 +59,13 @@ impl Rig {
         Rig { mesh, client, server, address, application, application_address }
     }
 
-    async fn dial(&self) -> Tunnel {
+    async fn dial(&self) -> Box<Tunnel> {
         let own = self.client.certificates.current().unwrap();
         client::dial(&self.client, &own, self.address, &id("orders")).await.unwrap()
     }
 
     /// Opens a stream for a new application connection; gives back the application's end and the relay's end.
-    async fn open(&self, tunnel: Tunnel) -> (TcpStream, JoinHandle<(Tunnel, End)>) {
+    async fn open(&self, tunnel: Box<Tunnel>) -> (TcpStream, JoinHandle<(Box<Tunnel>, End)>) {
         let (near, far) = connected().await;
         (near, carry(self.client.clone(), tunnel, far, self.address))
     }
@@ -79,7 +79,12 @@ impl Rig {
     }
 }
 
-fn carry(shared: Arc<Shared>, mut tunnel: Tunnel, far: TcpStream, endpoint: SocketAddr) -> JoinHandle<(Tunnel, End)> {
+fn carry(
+    shared: Arc<Shared>,
+    mut tunnel: Box<Tunnel>,
+    far: TcpStream,
+    endpoint: SocketAddr,
+) -> JoinHandle<(Box<Tunnel>, End)> {
     tokio::spawn(async move {
         crate::sockets::reset_unless_clean(&far);
         client::open(&mut tunnel, &shared, &far, &mut Early::default(), Open::default()).await.unwrap();
@@ -400,13 +405,13 @@ async fn what_a_connection_and_an_idle_tunnel_cost_is_known() {
     let address = rig.address;
     let outbound = crate::outbound::handle(rig.client.clone(), worker.clone(), one, address);
     let inbound = crate::inbound::handle(rig.server.clone(), two, address);
-    let tunnel = Box::new(rig.dial().await);
+    let tunnel = rig.dial().await;
     let idle = pool::watch_size(&worker, &rig.client, address, tunnel);
     let sizes = [
         ("a tunnel, rustls' own state apart", std::mem::size_of::<Tunnel>(), 400..700),
-        ("the future of an outbound connection", std::mem::size_of_val(&outbound), 1..20_000),
-        ("the future of an inbound connection", std::mem::size_of_val(&inbound), 1..20_000),
-        ("the future that watches an idle tunnel", idle, 1..20_000),
+        ("the future of an outbound connection", std::mem::size_of_val(&outbound), 2_500..4_000),
+        ("the future of an inbound connection", std::mem::size_of_val(&inbound), 2_500..4_000),
+        ("the future that watches an idle tunnel", idle, 400..700),
     ];
     for (what, size, bounds) in sizes {
         assert!(bounds.contains(&size), "{what}: {size} bytes, expected {bounds:?}");
