@@ -30,6 +30,8 @@ pub const TLS_HANDSHAKES: usize = 512;
 pub const TLS_HANDSHAKES_PER_ADDRESS: usize = 64;
 /// Open connections; one proxy holds one, and a second while it renews.
 pub const CONNECTIONS: usize = 16_384;
+/// Open connections without a client certificate from one address: else one machine could take all places.
+pub const ANONYMOUS_PER_ADDRESS: usize = 64;
 /// A connection without a client certificate has this long for its one Certify.
 pub const ANONYMOUS: Duration = Duration::from_secs(30);
 /// HTTP/2 PING interval and the wait for its answer: finds dead proxies.
@@ -43,6 +45,9 @@ pub const SHUTDOWN: Duration = Duration::from_secs(2);
 
 /// A message from a proxy; the largest is a report.
 pub const MESSAGE_BYTES: usize = 2 * 1024 * 1024;
+/// Names, edges and the like in one message; three times what a full report has. One that says nothing takes two bytes
+/// on the wire and 300 in memory.
+pub const MESSAGE_PARTS: usize = 16_384;
 /// A CSR for a P-256 key takes about 200 bytes.
 pub const CSR_BYTES: usize = 8 * 1024;
 /// A Watch stream whose first message does not come is ended.

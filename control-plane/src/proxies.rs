@@ -62,9 +62,12 @@ impl Proxies {
         let proxy = state.of.entry(uid.clone()).or_default();
         proxy.connected = Some((number, end));
         proxy.version = cut(version.to_owned());
+        // What its predecessor could not take it is told anew.
+        proxy.nacks.clear();
         Connection { proxies: self.clone(), uid: uid.clone(), number, replaced }
     }
 
+    /// The proxy took it, or no longer asks for it.
     pub(crate) fn acknowledged(&self, uid: &str, name: &str) {
         if let Some(proxy) = self.lock().of.get_mut(uid) {
             proxy.nacks.remove(name);
@@ -218,6 +221,8 @@ fn remember(refusals: &mut VecDeque<Seen>, seen: Seen) {
 /// Keeps a proxy from filling our memory: more than the bounds is not kept.
 fn bound(report: &mut Report) {
     report.edges.truncate(limits::REPORT_EDGES);
+    // Nobody knows whose word the others are.
+    report.refusals.retain(|refusal| refusal.direction() != Direction::Unspecified);
     report.refusals.truncate(limits::REPORT_REFUSALS);
     report.egress.truncate(limits::REPORT_EGRESS);
     for edge in &mut report.edges {
@@ -252,7 +257,7 @@ fn bound(report: &mut Report) {
     }
 }
 
-fn cut(mut text: String) -> String {
+pub(crate) fn cut(mut text: String) -> String {
     if text.len() > limits::REPORT_STRING_BYTES {
         let mut end = limits::REPORT_STRING_BYTES;
         while !text.is_char_boundary(end) {

@@ -42,6 +42,17 @@ pub enum StateError {
         /// Who we are.
         own: u32,
     },
+    /// Others may write there, and there is something.
+    #[error(
+        "state directory {path}: has mode {mode:04o}, so that others may have put files there, and is not empty; \
+         give a directory of its own with --state, or look through this one and `chmod 700` it"
+    )]
+    Shared {
+        /// The directory.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// Another control plane holds it.
     #[error(
         "state directory {path}: in use by another control plane ({holder}); stop that one, or give another directory with --state"
@@ -72,6 +83,11 @@ impl StateDir {
         if metadata.uid() != own {
             return Err(StateError::ForeignOwner { path: path.to_owned(), owner: metadata.uid(), own });
         }
+        // Closing it would not undo what others have put there, such as links in the place of our files.
+        let mut entries = path.read_dir().map_err(failed("listing it"))?;
+        if metadata.mode() & 0o022 != 0 && entries.next().is_some() {
+            return Err(StateError::Shared { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
+        }
         if metadata.mode() & 0o077 != 0 {
             std::fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("making it private"))?;
         }
@@ -99,7 +115,12 @@ pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = directory.join(format!(".{name}.{}", std::process::id()));
     let written = (|| {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        // What a crash may have left. `create_new` follows no link that somebody put in its place.
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(content)?;
         file.sync_all()?;
@@ -124,6 +145,7 @@ fn lock(directory: &Path) -> Result<File, StateError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
         .open(&path)
         .map_err(failed("opening the lock file"))?;
     match file.try_lock() {
@@ -161,6 +183,36 @@ mod tests {
 
         drop(first);
         StateDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_directory_where_others_may_have_put_something_is_refused_and_left_as_it_is() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("shared");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o1777)).unwrap();
+        std::os::unix::fs::symlink("../victim", path.join("lock")).unwrap();
+        let refused = StateDir::open(&path).unwrap_err().to_string();
+        assert!(refused.contains("1777") && refused.contains("--state"), "{refused}");
+        assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o1777);
+        std::fs::remove_file(path.join("lock")).unwrap();
+        StateDir::open(&path).unwrap();
+        assert!(!home.path().join("victim").exists());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_file_is_not_followed() {
+        let home = tempfile::tempdir().unwrap();
+        let victim = home.path().join("victim");
+        std::fs::write(&victim, "precious").unwrap();
+        let state = home.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        std::os::unix::fs::symlink(&victim, state.join(format!(".bundle.pem.{}", std::process::id()))).unwrap();
+        write_atomically(&state.join("bundle.pem"), b"new", 0o644).unwrap();
+        std::fs::set_permissions(&state, Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::symlink(&victim, state.join("lock")).unwrap();
+        assert!(StateDir::open(&state).is_err());
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
     hub::Session,
     limits,
     plane::Plane,
-    proxies::Connection,
+    proxies::{Connection, cut},
     server::{Caller, Fields},
 };
 
@@ -90,10 +90,13 @@ impl Plane {
                 Message::Unsubscribe(unsubscribe) => {
                     for name in &unsubscribe.names {
                         session.unsubscribe(name);
+                        self.proxies.acknowledged(uid, name);
                     }
                 }
                 Message::Ack(ack) => self.proxies.acknowledged(uid, &ack.name),
-                Message::Nack(nack) => {
+                Message::Nack(mut nack) => {
+                    nack.name = cut(nack.name);
+                    nack.reason = cut(nack.reason);
                     tracing::warn!(
                         pod.uid = &**uid,
                         resource = nack.name,

@@ -183,6 +183,25 @@ async fn garbage_on_the_tls_port_disturbs_nobody() {
 }
 
 #[tokio::test]
+async fn one_address_can_not_take_all_places_with_connections_that_prove_nothing() {
+    let rig = Rig::start().await;
+    let svid = rig.join("web", "web-0").await;
+    let mut held = Vec::new();
+    let most = 64;
+    for _ in 0..most {
+        held.push(rig.channel(None).await.unwrap());
+    }
+    // In TLS 1.3 the client learns of it when it first waits for an answer.
+    assert!(rig.certify(None, None).await.unwrap_err().code() != Code::Unauthenticated);
+    rig.certify(None, Some(&svid)).await.expect("whoever proves who it is is not concerned");
+    held.truncate(most / 2);
+    eventually("there is room again", async || {
+        (rig.certify(None, None).await.unwrap_err().code() == Code::Unauthenticated).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn everything_survives_a_restart() {
     let mut rig = Rig::start().await;
     let svid = rig.join("web", "web-0").await;

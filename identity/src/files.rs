@@ -11,6 +11,15 @@ use zeroize::Zeroizing;
 pub(crate) fn private_directory(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let mode = fs::metadata(dir)?.mode();
+    // Such as /tmp: to close it would harm others, and would not undo what they have put there.
+    if mode & 0o022 != 0 && fs::read_dir(dir)?.next().is_some() {
+        let found = mode & 0o7777;
+        let message = format!(
+            "is to hold private keys, has mode {found:04o} and is not empty: expected a directory where nobody else \
+             may have put anything (give one of its own, or look through it and `chmod 700` it)"
+        );
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+    }
     if mode & 0o077 != 0 {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
     }
@@ -98,6 +107,9 @@ mod tests {
         private_directory(dir.path()).unwrap();
         assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700);
         fs::write(dir.path().join("key.pem"), "x").unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        let error = private_directory(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("1777"), "{error}");
         fs::set_permissions(dir.path().join("key.pem"), fs::Permissions::from_mode(0o640)).unwrap();
         let error = read_private(dir.path(), "key.pem").unwrap_err();
         assert!(error.to_string().contains("0640") && error.to_string().contains("0600"), "{error}");

@@ -134,3 +134,19 @@ fn the_newer_of_two_streams_of_a_pod_stays() {
     proxies.retain(|_| false);
     assert!(proxies.lock().of.is_empty());
 }
+
+#[test]
+fn a_refusal_of_nobodys_word_is_not_kept_and_a_new_proxy_has_refused_nothing() {
+    let proxies = Arc::new(Proxies::default());
+    let uid: Arc<str> = "u-web-0".into();
+    let first = proxies.connect(&uid, "1");
+    let refusal =
+        Refusal { source: "shop/db-0".to_owned(), destination: "shop/api-0".to_owned(), ..Refusal::default() };
+    proxies.report(&uid, Report { refusals: vec![refusal], ..Report::default() });
+    assert!(proxies.refusals(&model()).is_empty());
+    proxies.not_acknowledged(&uid, Nack { name: "self".to_owned(), version: 1, reason: "no".to_owned() });
+    assert_eq!(proxies.lock().of[&uid].nacks.len(), 1);
+    drop(first);
+    let _second = proxies.connect(&uid, "1");
+    assert!(proxies.lock().of[&uid].nacks.is_empty());
+}

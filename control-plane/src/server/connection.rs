@@ -40,6 +40,7 @@ pub(super) struct Connection {
     caller: Caller,
     /// Who has proved nothing has time for one Certify.
     until: Option<Pin<Box<Sleep>>>,
+    _turn: Option<Turn>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -50,13 +51,16 @@ pub(super) struct Acceptor {
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     per_address: Arc<PerAddress>,
+    anonymous: Arc<PerAddress>,
 }
 
 impl Acceptor {
     pub(super) fn new(config: Arc<ArcSwap<ServerConfig>>, plane: Arc<Plane>) -> Self {
         let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
         let handshakes = Arc::new(Semaphore::new(limits::TLS_HANDSHAKES));
-        Self { config, plane, connections, handshakes, per_address: Arc::default() }
+        let per_address = Arc::new(PerAddress::new(limits::TLS_HANDSHAKES_PER_ADDRESS));
+        let anonymous = Arc::new(PerAddress::new(limits::ANONYMOUS_PER_ADDRESS));
+        Self { config, plane, connections, handshakes, per_address, anonymous }
     }
 
     /// Accepts until the receiver is dropped. Nothing that a peer does ends it.
@@ -121,8 +125,13 @@ impl Acceptor {
             None => None,
             Some(chain) => Some(self.plane.verifier.verify(chain).map_err(io::Error::other)?),
         };
-        let until = identity.is_none().then(|| Box::pin(tokio::time::sleep(limits::ANONYMOUS)));
-        Ok(Connection { stream, caller: Caller { address, identity }, until, _place: place })
+        let (mut until, mut turn) = (None, None);
+        if identity.is_none() {
+            let too_many = || io::Error::other("too many connections without a certificate from this address");
+            turn = Some(PerAddress::take(&self.anonymous, address.ip()).ok_or_else(too_many)?);
+            until = Some(Box::pin(tokio::time::sleep(limits::ANONYMOUS)));
+        }
+        Ok(Connection { stream, caller: Caller { address, identity }, until, _turn: turn, _place: place })
     }
 
     /// Certificates that are refused are worth remembering; what does not even speak TLS is not.
@@ -140,9 +149,12 @@ impl Acceptor {
     }
 }
 
-/// Handshakes under way by address, so that one address can't take them all.
-#[derive(Debug, Default)]
-struct PerAddress(Mutex<HashMap<IpAddr, usize>>);
+/// Handshakes under way, or anonymous connections, by address, so that one address can't take them all.
+#[derive(Debug)]
+struct PerAddress {
+    counts: Mutex<HashMap<IpAddr, usize>>,
+    most: usize,
+}
 
 struct Turn {
     of: Arc<PerAddress>,
@@ -150,10 +162,14 @@ struct Turn {
 }
 
 impl PerAddress {
+    fn new(most: usize) -> Self {
+        Self { counts: Mutex::default(), most }
+    }
+
     fn take(of: &Arc<Self>, address: IpAddr) -> Option<Turn> {
-        let mut counts = of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = of.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(address).or_default();
-        if *count >= limits::TLS_HANDSHAKES_PER_ADDRESS {
+        if *count >= of.most {
             return None;
         }
         *count += 1;
@@ -163,7 +179,7 @@ impl PerAddress {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut counts = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.of.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
