@@ -10,7 +10,6 @@ use tokio::sync::Semaphore;
 
 use super::*;
 
-const CONNECTIONS: u64 = 2000;
 const AT_ONCE: usize = 48;
 
 /// SplitMix64 (Steele et al., 2014).
@@ -87,14 +86,22 @@ async fn receive(half: &mut OwnedReadHalf, expected: &[u8], what: &str) -> Optio
     }
 }
 
+/// Whether one side may see a reset.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum MayBreak {
+    No,
+    Perhaps,
+    Will,
+}
+
 /// How one side saw the end. A reset is told once: where writing has heard of it, reading sees an end.
-fn judge(whole: bool, ended: Option<usize>, expected: &[u8], peer_resets: bool, what: &str) {
+fn judge(whole: bool, ended: Option<usize>, expected: &[u8], may_break: MayBreak, what: &str) {
     let ended = ended.filter(|_| whole);
     if let Some(seen) = ended {
         assert_eq!(seen, expected.len(), "{what}: a clean end before the last byte");
-        assert!(!peer_resets, "{what}: a reset came as a clean end");
+        assert!(may_break != MayBreak::Will, "{what}: a reset came as a clean end");
     }
-    assert!(ended.is_some() || peer_resets, "{what} was reset");
+    assert!(ended.is_some() || may_break != MayBreak::No, "{what} was reset");
 }
 
 fn reset(read: OwnedReadHalf, write: OwnedWriteHalf) {
@@ -103,7 +110,7 @@ fn reset(read: OwnedReadHalf, write: OwnedWriteHalf) {
 }
 
 /// The application behind the server's proxy.
-async fn serve(seed: u64, stream: TcpStream, seen: Arc<Mutex<HashSet<u64>>>) {
+async fn serve(soak: Soak, stream: TcpStream, seen: Arc<Mutex<HashSet<u64>>>) {
     let (mut read, mut write) = stream.into_split();
     let mut number = [0; 8];
     // A client that resets may do so before it has said its number.
@@ -111,9 +118,9 @@ async fn serve(seed: u64, stream: TcpStream, seen: Arc<Mutex<HashSet<u64>>>) {
         return;
     }
     let number = u64::from_le_bytes(number);
-    assert!(number < CONNECTIONS, "{number} is no number of a connection");
+    assert!(number < soak.connections, "{number} is no number of a connection");
     assert!(seen.lock().unwrap().insert(number), "connection {number} was delivered twice");
-    let plan = Plan::of(seed, number);
+    let plan = Plan::of(soak.seed, number);
     let what = format!("request {number}");
     let (ended, whole) = if plan.server_resets.is_some() {
         send(&mut write, &plan.down, plan.server_resets).await;
@@ -123,12 +130,12 @@ async fn serve(seed: u64, stream: TcpStream, seen: Arc<Mutex<HashSet<u64>>>) {
     } else {
         tokio::join!(receive(&mut read, &plan.up[8..], &what), send(&mut write, &plan.down, None))
     };
-    judge(whole, ended, &plan.up[8..], plan.client_resets.is_some(), &what);
+    judge(whole, ended, &plan.up[8..], soak.may_break(plan.client_resets), &what);
 }
 
 /// The client's application.
-async fn call(seed: u64, number: u64, near: TcpStream) {
-    let plan = Plan::of(seed, number);
+async fn call(soak: Soak, number: u64, near: TcpStream) {
+    let plan = Plan::of(soak.seed, number);
     let (mut read, mut write) = near.into_split();
     let what = format!("answer {number}");
     if plan.client_resets.is_some() {
@@ -136,55 +143,105 @@ async fn call(seed: u64, number: u64, near: TcpStream) {
         return reset(read, write);
     }
     let (whole, ended) = tokio::join!(send(&mut write, &plan.up, None), receive(&mut read, &plan.down, &what));
-    judge(whole, ended, &plan.down, plan.server_resets.is_some(), &what);
+    judge(whole, ended, &plan.down, soak.may_break(plan.server_resets), &what);
+}
+
+/// One run.
+#[derive(Clone, Copy)]
+struct Soak {
+    seed: u64,
+    connections: u64,
+    /// Whether any connection may be cut at any time.
+    cuts: bool,
+}
+
+impl Soak {
+    fn new(connections: u64, cuts: bool) -> Soak {
+        let mut random = [0; 8];
+        aws_lc_rs::rand::fill(&mut random).unwrap();
+        let seed = std::env::var("BYRNIE_SOAK_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or(u64::from_le_bytes(random));
+        println!("BYRNIE_SOAK_SEED={seed}");
+        Soak { seed, connections, cuts }
+    }
+
+    fn may_break(self, peer_resets: Option<usize>) -> MayBreak {
+        match (peer_resets, self.cuts) {
+            (Some(_), _) => MayBreak::Will,
+            (None, true) => MayBreak::Perhaps,
+            (None, false) => MayBreak::No,
+        }
+    }
+
+    /// Makes the connections, and before each of them what `disturb` does.
+    async fn run(self, disturb: impl Fn(u64, &Rig)) {
+        let (rig, worker) = (Arc::new(Rig::new().await), Worker::new());
+        let seen = Arc::new(Mutex::new(HashSet::new()));
+        let served = tokio::spawn(self.applications(rig.clone(), seen.clone()));
+        let (permits, mut calls) = (Arc::new(Semaphore::new(AT_ONCE)), tokio::task::JoinSet::new());
+        for number in 0..self.connections {
+            let permit = permits.clone().acquire_owned().await.unwrap();
+            disturb(number, &rig);
+            let (near, carried) = dial(&rig, &worker, service(vec![endpoint(rig.address, "orders", 1)])).await;
+            calls.spawn(async move {
+                call(self, number, near).await;
+                carried.await.unwrap();
+                drop(permit);
+            });
+            while let Some(called) = calls.try_join_next() {
+                called.expect("the client's side");
+            }
+            assert!(!served.is_finished(), "the application's side failed");
+        }
+        while let Some(called) = calls.join_next().await {
+            called.expect("the client's side");
+        }
+        tokio::task::yield_now().await;
+        assert!(!served.is_finished(), "the application's side failed");
+        let clean = (0..self.connections).filter(|number| Plan::of(self.seed, *number).is_clean()).count();
+        assert!(self.cuts || seen.lock().unwrap().len() >= clean);
+    }
+
+    async fn applications(self, rig: Arc<Rig>, seen: Arc<Mutex<HashSet<u64>>>) {
+        let mut serving = tokio::task::JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = rig.application.accept() => {
+                    serving.spawn(serve(self, accepted.unwrap().0, seen.clone()));
+                }
+                Some(served) = serving.join_next() => served.expect("the application's side"),
+            }
+        }
+    }
 }
 
 #[tokio::test]
-async fn bytes_of_one_connection_never_reach_another() {
-    let mut seed = [0; 8];
-    aws_lc_rs::rand::fill(&mut seed).unwrap();
-    let seed = std::env::var("BYRNIE_SOAK_SEED").map_or(u64::from_le_bytes(seed), |seed| seed.parse().unwrap());
-    println!("BYRNIE_SOAK_SEED={seed}");
-    let (rig, worker) = (Arc::new(Rig::new().await), Worker::new());
-    let seen = Arc::new(Mutex::new(HashSet::new()));
-    let served = tokio::spawn({
-        let (rig, seen) = (rig.clone(), seen.clone());
-        async move {
-            let mut serving = tokio::task::JoinSet::new();
-            loop {
-                tokio::select! {
-                    accepted = rig.application.accept() => {
-                        serving.spawn(serve(seed, accepted.unwrap().0, seen.clone()));
-                    }
-                    Some(served) = serving.join_next() => served.expect("the application's side"),
-                }
-            }
-        }
-    });
-    let (permits, mut calls) = (Arc::new(Semaphore::new(AT_ONCE)), tokio::task::JoinSet::new());
-    for number in 0..CONNECTIONS {
-        let permit = permits.clone().acquire_owned().await.unwrap();
+async fn bytes_of_one_connection_never_reach_another_while_both_sides_renew() {
+    let renew = |number, rig: &Rig| {
         if number % 1000 == 500 {
             rig.renew(&rig.client, "web");
             rig.renew(&rig.server, "orders");
         }
-        let (near, carried) = dial(&rig, &worker, service(vec![endpoint(rig.address, "orders", 1)])).await;
-        calls.spawn(async move {
-            call(seed, number, near).await;
-            carried.await.unwrap();
-            drop(permit);
-        });
-        while let Some(called) = calls.try_join_next() {
-            called.expect("the client's side");
+    };
+    Soak::new(2000, false).run(renew).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_cut_never_ends_cleanly_before_its_last_byte() {
+    let cut = |number, rig: &Rig| match number % 40 {
+        13 => rig.client.streams.cut_all("the test"),
+        33 => rig.server.streams.cut_all("the test"),
+        _ => {}
+    };
+    Soak::new(400, true).run(cut).await;
+}
+
+#[tokio::test]
+async fn a_drain_breaks_no_connection_old_or_new() {
+    let drain = |number, rig: &Rig| {
+        if number == 100 {
+            rig.server.drain.begin();
         }
-        assert!(!served.is_finished(), "the application's side failed");
-    }
-    while let Some(called) = calls.join_next().await {
-        called.expect("the client's side");
-    }
-    tokio::task::yield_now().await;
-    assert!(!served.is_finished(), "the application's side failed");
-    let clean = (0..CONNECTIONS).filter(|number| Plan::of(seed, *number).is_clean()).count();
-    assert!(seen.lock().unwrap().len() >= clean);
-    assert!(worker.idle_tunnels() > 0, "no tunnel was kept");
+    };
+    Soak::new(300, false).run(drain).await;
 }
