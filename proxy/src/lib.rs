@@ -5,21 +5,21 @@ pub mod config;
 pub mod limits;
 pub mod shared;
 
-mod sockets;
-pub mod outbound;
 pub mod balance;
-pub mod tunnel;
 pub mod inbound;
+pub mod outbound;
 pub mod passthrough;
+mod sockets;
 pub mod streams;
+pub mod tunnel;
 
+pub mod admin;
 pub mod certificates;
 pub mod control;
 pub mod discovery;
 pub mod model;
-pub mod telemetry;
 pub mod readiness;
-pub mod admin;
 pub mod run;
+pub mod telemetry;
 #[cfg(test)]
 mod test_support;

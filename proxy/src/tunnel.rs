@@ -88,6 +88,11 @@ pub(crate) fn tls_cause(error: &rustls::Error) -> &'static str {
     }
 }
 
+/// The sentence of a failed TLS handshake: our verifier's own, where it was asked.
+pub(crate) fn tls_reason(error: &rustls::Error) -> String {
+    byrnie_identity::tls::verify_error(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 /// One end of a tunnel whose peer has been verified.
 pub(crate) struct Tunnel {
     tls: Tls,

@@ -21,7 +21,7 @@ use crate::sockets;
 use crate::streams::{Grounds, Registered};
 use crate::telemetry::EdgeKind;
 use crate::tunnel::server::dial_application;
-use crate::tunnel::tls_cause;
+use crate::tunnel::{tls_cause, tls_reason};
 
 impl Inbound {
     /// A TLS client without `byrnie/1`.
@@ -49,8 +49,9 @@ impl Inbound {
         let client = match accepted {
             Err(_) => return connection.refuse("timeout", "the TLS handshake took more than 5 s".into()),
             Ok(Err(error)) => {
-                let cause = error.get_ref().and_then(|inner| inner.downcast_ref()).map_or("tls-error", tls_cause);
-                return connection.refuse(cause, format!("the TLS handshake failed: {error}"));
+                let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+                let reason = of_tls.map_or_else(|| error.to_string(), tls_reason);
+                return connection.refuse(of_tls.map_or("tls-error", tls_cause), reason);
             }
             Ok(Ok(client)) => client,
         };

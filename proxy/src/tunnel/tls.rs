@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 
 use crate::limits::{ALERT, BUFFER_MIN, BUFFER_TLS, HANDSHAKE_MESSAGE};
 use crate::tunnel::buffer::Buffer;
+use crate::tunnel::tls_reason;
 
 /// The largest TLS record with its header (RFC 8446, 5.2): a buffer that holds part of one must be able to take all.
 const RECORD_MAX: usize = 5 + 16 * 1024 + 256;
@@ -32,7 +33,7 @@ pub(crate) enum TlsError {
     #[error("{0}")]
     Io(#[from] io::Error),
     /// The peer broke the protocol, or its certificate was refused, or it refused ours.
-    #[error("{0}")]
+    #[error("{}", tls_reason(.0))]
     Protocol(#[from] rustls::Error),
     /// TCP ended before TLS did.
     #[error("the connection ended without close_notify")]
