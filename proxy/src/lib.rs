@@ -1,5 +1,6 @@
 //! The sidecar proxy. It takes the TCP connections that capture brings it and turns every one between two pods of the
-//! mesh into a stream of a mutually authenticated tunnel. The modules stand in the order in which the bytes meet them.
+//! mesh into a stream of a mutually authenticated tunnel. Three groups of modules: what every part needs, the data path, and
+//! what keeps it supplied and tells of it.
 
 pub mod config;
 pub mod limits;
