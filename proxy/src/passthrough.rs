@@ -113,6 +113,9 @@ async fn one_way(
         let mut left = filled;
         while left > 0 {
             let drained = drain(&out, to, left).await?;
+            if drained == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
             // Each piece counts: a reader may be so slow that one pipe's content takes minutes.
             count(drained);
             left = left.saturating_sub(drained);
@@ -153,4 +156,52 @@ async fn drain(out: &OwnedFd, to: &TcpStream, left: usize) -> io::Result<usize> 
 fn move_bytes(from: &impl AsFd, to: &impl AsFd, most: usize) -> io::Result<usize> {
     let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
     Ok(splice(from, None, to, None, most, flags)?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::streams::{Grounds, Streams};
+    use crate::test_support::connected;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const GROUNDS: fn() -> Grounds = || Grounds::InboundPlaintext { source: [10, 0, 0, 1].into(), port: 80 };
+
+    #[tokio::test]
+    async fn what_waits_goes_first_and_both_ways_end_on_their_own() {
+        let ((mut client, application), (mut server, other)) = (connected().await, connected().await);
+        let streams = Streams::new();
+        let registered = streams.register(GROUNDS(), None);
+        let waiting = Waiting { up: b"first, ", down: b"" };
+        let carried = relay(&application, &other, &registered, waiting);
+        let (moved, ()) = tokio::join!(carried, async {
+            client.write_all(b"second").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut request = vec![];
+            server.read_to_end(&mut request).await.unwrap();
+            assert_eq!(request, b"first, second");
+            server.write_all(&[7; 300_000]).await.unwrap();
+            server.shutdown().await.unwrap();
+            let mut answer = vec![];
+            client.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer.len(), 300_000);
+        });
+        assert!(matches!(moved.end, End::Clean), "{moved:?}");
+        assert_eq!((moved.sent, moved.received), (13, 300_000));
+    }
+
+    #[tokio::test]
+    async fn a_reset_on_either_side_is_no_clean_end() {
+        for client_resets in [true, false] {
+            let ((client, application), (server, other)) = (connected().await, connected().await);
+            let streams = Streams::new();
+            let registered = streams.register(GROUNDS(), None);
+            let (resets, _stays) = if client_resets { (client, server) } else { (server, client) };
+            resets.set_zero_linger().unwrap();
+            drop(resets);
+            let moved = relay(&application, &other, &registered, Waiting { up: b"", down: b"" }).await;
+            assert!(matches!(moved.end, End::Broken(_)), "{moved:?}");
+        }
+    }
 }

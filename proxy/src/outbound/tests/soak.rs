@@ -223,7 +223,7 @@ async fn bytes_of_one_connection_never_reach_another_while_both_sides_renew() {
             rig.renew(&rig.server, "orders");
         }
     };
-    Soak::new(2000, false).run(renew).await;
+    Soak::new(1500, false).run(renew).await;
 }
 
 #[tokio::test]
