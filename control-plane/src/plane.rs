@@ -71,7 +71,10 @@ impl Plane {
         holder: Holder,
         workload: &str,
     ) -> Result<Certificate, IssueFailure> {
-        let issued = self.authority.issue(spki_der, id, self.ttl())?;
+        let issued = match holder {
+            Holder::Ingress(_) => self.authority.issue_outside(spki_der, id, self.ttl())?,
+            Holder::Pod(_) | Holder::ControlPlane => self.authority.issue(spki_der, id, self.ttl())?,
+        };
         let issuance = Issuance {
             holder,
             workload: workload.to_owned(),

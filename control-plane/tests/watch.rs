@@ -121,6 +121,8 @@ async fn an_ingress_certificate_opens_neither_watch_nor_certify() {
     let key = KeyPair::from_pem(&std::fs::read_to_string(folder.join("tls.key")).unwrap()).unwrap();
     let svid = Svid::new(chain, key).unwrap();
     assert_eq!(svid.id().as_str(), "spiffe://cluster.local/ns/ingress/sa/nginx");
+    assert!(rig.verifier().verify(svid.chain()).unwrap().is_outside_mesh());
+    assert!(!rig.verifier().verify(rig.join("web", "web-0").await.chain()).unwrap().is_outside_mesh());
     assert_eq!(std::fs::read(folder.join("ca.crt")).unwrap(), std::fs::read(rig.path("state/bundle.pem")).unwrap());
 
     assert_eq!(rig.watch(Some(&svid)).await.err().unwrap().code(), Code::PermissionDenied);
@@ -130,6 +132,33 @@ async fn an_ingress_certificate_opens_neither_watch_nor_certify() {
     assert!(
         observed.identities.iter().any(|identity| identity.workload == "ingress/nginx" && identity.pod_uid.is_empty())
     );
+}
+
+#[tokio::test]
+async fn the_identity_of_an_enrolled_pod_is_given_to_no_ingress() {
+    let rig = Rig::start().await;
+    let both = "[{namespace: shop, serviceAccount: orders}, {namespace: ingress, serviceAccount: other}]";
+    rig.write("mesh.yaml", &MESH.replace("[{namespace: ingress, serviceAccount: nginx}]", both));
+    let written = |path: &str| rig::exists(&rig.path("state/ingress").join(path)).then_some(());
+    eventually("the other one is written", async || written("ingress/other/tls.crt")).await;
+    assert!(written("shop/orders/tls.crt").is_none());
+    assert!(rig.observe().await.identities.iter().all(|identity| identity.workload != "shop/orders"));
+}
+
+#[tokio::test]
+async fn a_folder_that_takes_no_ingress_certificate_costs_none() {
+    let mut rig = Rig::start().await;
+    let issued = || async {
+        let identities = rig.observe().await.identities;
+        identities.into_iter().find(|identity| identity.workload == "ingress/nginx").unwrap().serial
+    };
+    let before = issued().await;
+    let folder = rig.path("state/ingress/ingress/nginx");
+    std::fs::remove_dir_all(&folder).unwrap();
+    std::fs::write(&folder, "in the way").unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    assert_eq!(issued().await, before);
+    rig.down().await;
 }
 
 #[tokio::test]

@@ -139,11 +139,31 @@ impl CertificateAuthority {
     /// For an ID that is no workload of this trust domain, a life outside the limits, another kind of key, an
     /// authority that has expired, or a chain that does not pass our own verification.
     pub fn issue(&self, spki_der: &[u8], id: &SpiffeId, ttl: Duration) -> Result<Issued, IssueError> {
+        self.issue_for(issue::Bearer::Proxy, spki_der, id, ttl)
+    }
+
+    /// [`CertificateAuthority::issue`] for a client outside of the mesh, such as an ingress controller. Peers see it in
+    /// the certificate ([`PeerIdentity::is_outside_mesh`](crate::PeerIdentity::is_outside_mesh)): it opens what an
+    /// IngressPolicy opens, and makes nobody a member of the mesh.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn issue_outside(&self, spki_der: &[u8], id: &SpiffeId, ttl: Duration) -> Result<Issued, IssueError> {
+        self.issue_for(issue::Bearer::Outside, spki_der, id, ttl)
+    }
+
+    fn issue_for(
+        &self,
+        bearer: issue::Bearer,
+        spki_der: &[u8],
+        id: &SpiffeId,
+        ttl: Duration,
+    ) -> Result<Issued, IssueError> {
         // A replacement that failed (a full disk) must not stop issuance while the present intermediate still can.
         if let Err(error) = self.maintain() {
             tracing::warn!(%error, "the issuing intermediate is due and could not be replaced");
         }
-        issue::issue(self, &self.issuing.load(), spki_der, id, ttl)
+        issue::issue(self, &self.issuing.load(), bearer, spki_der, id, ttl)
     }
 
     /// Replaces the issuing intermediate if it is due: when it no longer outlives the longest SVID that might be

@@ -136,13 +136,24 @@ impl PeerIdentity {
         self.0.leaf_fingerprint
     }
 
-    /// Whether this is who was expected here.
+    /// Whether its certificate is for a client outside of the mesh
+    /// ([`issue_outside`](crate::authority::CertificateAuthority::issue_outside)): it is no proxy, whatever it speaks.
+    pub fn is_outside_mesh(&self) -> bool {
+        self.0.outside_mesh
+    }
+
+    /// Whether this is who was expected here: that identity, and not a client outside of the mesh that bears it.
     ///
     /// # Errors
     /// `wrong-identity`, with both names.
     pub fn expect(&self, expected: &SpiffeId) -> Result<(), VerifyError> {
-        if self.id() == expected {
+        if self.id() == expected && !self.is_outside_mesh() {
             return Ok(());
+        }
+        if self.is_outside_mesh() {
+            let detail =
+                format!("expected {expected}, found the certificate of a client outside of the mesh, {}", self.id());
+            return Err(VerifyError::new(VerifyCause::WrongIdentity, detail));
         }
         let detail = format!("expected {expected}, found {}", self.id());
         Err(VerifyError::new(VerifyCause::WrongIdentity, detail))
@@ -196,6 +207,7 @@ pub(crate) use path::verify as verify_with_bundle;
 struct Verified {
     id: SpiffeId,
     serial: String,
+    outside_mesh: bool,
     not_before: u64,
     not_after: u64,
     authority: Authority,

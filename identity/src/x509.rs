@@ -23,6 +23,8 @@ pub(crate) struct Facts {
     /// Lower-case hexadecimal.
     pub(crate) serial: String,
     pub(crate) issuer: String,
+    /// Bears [`OUTSIDE_MESH`].
+    pub(crate) outside_mesh: bool,
     /// Unix seconds, both inclusive.
     pub(crate) not_before: u64,
     pub(crate) not_after: u64,
@@ -70,6 +72,10 @@ pub(crate) struct ExtendedKeyUsage {
     pub(crate) client: bool,
 }
 
+/// The organizational unit in the subject of a certificate that is for a client outside of the mesh. Any TLS library
+/// ignores it, and people read it.
+pub(crate) const OUTSIDE_MESH: &str = "outside of the mesh";
+
 /// Reads one certificate.
 pub(crate) fn parse(der: &[u8]) -> Result<Facts, VerifyError> {
     if der.len() > MAX_CERTIFICATE {
@@ -89,6 +95,7 @@ pub(crate) fn parse(der: &[u8]) -> Result<Facts, VerifyError> {
     let mut facts = Facts {
         serial: hex(trim_sign_byte(certificate.raw_serial())),
         issuer: certificate.issuer().to_string(),
+        outside_mesh: certificate.subject().iter_organizational_unit().any(|unit| unit.as_str() == Ok(OUTSIDE_MESH)),
         not_before: seconds(certificate.validity().not_before.timestamp()),
         not_after: seconds(certificate.validity().not_after.timestamp()),
         spki: certificate.public_key().raw.to_vec(),

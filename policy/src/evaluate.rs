@@ -71,6 +71,8 @@ pub enum Caller<'a> {
 /// To forward it, call [`crate::authorize`], which asks this and gives the proof.
 pub fn evaluate(policies: &Policies, request: &Request<'_>) -> Decision {
     let (caller, identity) = match request.peer {
+        // What it speaks makes no member of the mesh of it: its certificate opens what an IngressPolicy opens.
+        Peer::Mesh(identity) if identity.is_outside_mesh() => (Caller::Ingress(identity.id()), Some(identity)),
         Peer::Mesh(identity) => (Caller::Mesh(identity.id()), Some(identity)),
         Peer::Ingress(identity) => (Caller::Ingress(identity.id()), Some(identity)),
         Peer::Plaintext(_) => (Caller::Plaintext, None),

@@ -64,6 +64,14 @@ async fn ensure(
     }
     let id = SpiffeId::workload(&model.settings.trust_domain, &wanted.namespace, &wanted.service_account)
         .map_err(|error| failed(io::Error::other(error.to_string())))?;
+    // Whoever holds such a certificate could answer in the place of the pod.
+    if let Some(pod) = model.pods().find(|pod| pod.enrolled && !pod.finished && pod.spiffe_id == id) {
+        let reason = format!(
+            "expected a service account outside of the mesh, found that of pod {}; give the ingress one of its own",
+            pod.place()
+        );
+        return Err(failed(io::Error::other(reason)));
+    }
     let holder = Holder::Ingress(id.clone());
     let roots = plane.authority.bundle().to_pem();
     if let Some(current) = plane.journal.newest(&holder) {
@@ -75,6 +83,8 @@ async fn ensure(
         }
     }
     let key = KeyPair::generate()?;
+    // A folder that takes no files is found out before there is a certificate for it.
+    try_out(&folder, &roots).map_err(failed)?;
     let workload = format!("{}/{}", wanted.namespace, wanted.service_account);
     let certificate = plane.issue(&key.spki_der(), &id, holder, &workload).await?;
     let key_pem = key.to_pem();
@@ -84,6 +94,13 @@ async fn ensure(
     replace(&folder, svid.serial(), [&contents[0], &contents[1], &contents[2]]).map_err(failed)?;
     tracing::info!(id = id.as_str(), serial = svid.serial(), folder = %folder.display(), "ingress certificate written");
     Ok(())
+}
+
+fn try_out(folder: &Path, content: &str) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let trial = folder.join(".trial");
+    write_atomically(&trial, content.as_bytes(), 0o600)?;
+    std::fs::remove_file(trial)
 }
 
 fn replace(folder: &Path, serial: &str, contents: [&[u8]; 3]) -> io::Result<()> {

@@ -17,10 +17,18 @@ use crate::time_format::{rfc3339, system_time};
 use crate::verifier::{VerifyCause, VerifyError, rules, verify_with_bundle};
 use crate::x509::{self, KeyUsage};
 
+/// Who is to hold a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bearer {
+    Proxy,
+    Outside,
+}
+
 /// Issues one.
 pub(super) fn issue(
     authority: &CertificateAuthority,
     issuer: &Signer,
+    bearer: Bearer,
     spki_der: &[u8],
     id: &SpiffeId,
     ttl: Duration,
@@ -43,10 +51,13 @@ pub(super) fn issue(
     }
     let not_before = now.saturating_sub(BACKDATING).max(issuer.not_before());
     let not_after = now.saturating_add(ttl.as_secs()).min(issuer.not_after());
-    let params = leaf_params(id, &dns_name, not_before, not_after).map_err(Box::new)?;
+    let mut params = leaf_params(id, &dns_name, not_before, not_after).map_err(Box::new)?;
+    if bearer == Bearer::Outside {
+        params.distinguished_name.push(DnType::OrganizationalUnitName, x509::OUTSIDE_MESH);
+    }
     let leaf = issuer.sign(&params, &public_key).map_err(|error| IssueError::Certificate(error.to_string()))?;
     let chain = vec![leaf, issuer.certificate().clone()];
-    let serial = check_own_output(authority, &chain, spki_der, id, &dns_name, now)?;
+    let serial = check_own_output(authority, &chain, spki_der, id, &dns_name, bearer, now)?;
     Ok(Issued {
         chain,
         serial,
@@ -178,6 +189,7 @@ fn check_own_output(
     spki_der: &[u8],
     id: &SpiffeId,
     dns_name: &str,
+    bearer: Bearer,
     now: u64,
 ) -> Result<String, IssueError> {
     let check = || -> Result<String, VerifyError> {
@@ -187,6 +199,7 @@ fn check_own_output(
         let as_asked = found == *id
             && facts.dns_names == [dns_name]
             && facts.spki == spki_der
+            && facts.outside_mesh == (bearer == Bearer::Outside)
             && facts.key_usage.is_some_and(|usage| usage.only(KeyUsage::DIGITAL_SIGNATURE))
             && facts.extended_key_usage.is_some();
         if !as_asked {

@@ -28,6 +28,20 @@ fn issue(authority: &CertificateAuthority) -> Issued {
 }
 
 #[test]
+fn a_certificate_for_a_client_outside_of_the_mesh_says_so_and_answers_for_no_workload() {
+    let (authority, clock, _) = authority();
+    let verifier = SvidVerifier::new(TrustBundles::from(authority.bundle()).shared(), clock);
+    let spki = KeyPair::generate().unwrap().spki_der();
+    let member = verifier.verify(&authority.issue(&spki, &web(), DAY).unwrap().chain).unwrap();
+    let outside = verifier.verify(&authority.issue_outside(&spki, &web(), DAY).unwrap().chain).unwrap();
+    assert!(!member.is_outside_mesh() && outside.is_outside_mesh());
+    assert_eq!(member.id(), outside.id());
+    member.expect(&web()).unwrap();
+    let refused = outside.expect(&web()).unwrap_err();
+    assert!(refused.detail.contains("outside of the mesh"), "{refused}");
+}
+
+#[test]
 fn what_is_issued_verifies_and_says_exactly_what_an_svid_must() {
     let (authority, clock, _) = authority();
     let key = KeyPair::generate().unwrap();

@@ -88,6 +88,7 @@ pub(crate) fn verify(
         not_after: above(|facts| facts.not_after).fold(leaf.not_after, u64::min),
         id,
         serial: leaf.serial,
+        outside_mesh: leaf.outside_mesh,
         authority: Authority::of(root),
         leaf_fingerprint: x509::sha256(leaf_der),
     })))

@@ -24,6 +24,17 @@ fn verified(caller: &str) -> PeerIdentity {
     SvidVerifier::new(bundles.shared(), clock).verify(&issued.chain).unwrap()
 }
 
+/// The same certificate for a client outside of the mesh.
+fn verified_outside(caller: &str) -> PeerIdentity {
+    let (clock, _) = Clock::manual(at(NOW));
+    let caller = id(caller);
+    let authority = CertificateAuthority::create(caller.trust_domain().clone(), &clock).unwrap();
+    let issued = authority.issue_outside(&KeyPair::generate().unwrap().spki_der(), &caller, TTL).unwrap();
+    let mut bundles = TrustBundles::default();
+    bundles.insert(authority.bundle());
+    SvidVerifier::new(bundles.shared(), clock).verify(&issued.chain).unwrap()
+}
+
 fn request(peer: Peer<'_>, port: u16, now: SystemTime) -> Request<'_> {
     Request { peer, port, now }
 }
@@ -81,4 +92,16 @@ fn plaintext_is_judged_without_an_identity() {
     let peer = Peer::Plaintext("10.0.0.7".parse().unwrap());
     assert_eq!(evaluate(&open, &request(peer, 80, at(NOW))).reason, Reason::Permissive);
     assert_eq!(evaluate(&open, &request(peer, 80, at(NOW + 1))).reason, Reason::PlaintextRefused);
+}
+
+#[test]
+fn a_client_outside_of_the_mesh_that_speaks_like_a_proxy_gets_what_ingress_policies_give() {
+    let peer = verified_outside(WEB);
+    let allow = rule("allow[0]", Action::Allow, vec![from_id(WEB)], Ports::ANY);
+    let mut policies = Policies { authorization: vec![allow], ..Policies::default() };
+    let request = request(Peer::Mesh(&peer), 8080, at(NOW));
+    assert_eq!(authorize(&Policies::default(), &request).unwrap_err().reason, Reason::NoIngressRule);
+    assert_eq!(authorize(&policies, &request).unwrap_err().reason, Reason::NoIngressRule);
+    policies.ingress = vec![IngressRule { name: "in".into(), principals: vec![id(WEB)], ports: Ports::ANY }];
+    assert_eq!(authorize(&policies, &request).unwrap().decision().reason, Reason::IngressRule);
 }
