@@ -32,10 +32,17 @@ pub(crate) fn loopback_up() -> Result<(), String> {
     runtime.block_on(up).map_err(|error: nlink::Error| error.to_string())
 }
 
-/// The pods' bridge, up, with the node's addresses.
+/// The pods' bridge, up, with the node's addresses. It has a hardware address
+/// of its own: otherwise it has its lowest port's, which changes when a port
+/// with a lower one is added, and every pod that knows the node by the old one
+/// is cut off from it for seconds.
 pub(crate) fn make_bridge(node: &NetNs, addresses: &[(IpAddr, u8)]) -> io::Result<()> {
     in_namespace(node, async |links| {
-        links.add_link(BridgeLink::new(BRIDGE).stp(false).forward_delay_ms(0)).await?;
+        let mut bridge = BridgeLink::new(BRIDGE).stp(false).forward_delay_ms(0);
+        if let Some((address, _)) = addresses.first() {
+            bridge = bridge.address(hardware_address(*address));
+        }
+        links.add_link(bridge).await?;
         links.set_link_up(BRIDGE).await?;
         add_addresses(&links, BRIDGE, addresses).await
     })

@@ -68,7 +68,7 @@ impl ControlPlane {
             .args(["--listen", &format!("{address}:{PORT}")])
             .arg("--socket")
             .arg(self.socket())
-            .args(["--log", "info,byrnie_control_plane=debug"]);
+            .args(["--log", &crate::logs::filter("info,byrnie_control_plane=debug")]);
         if let Some(ttl) = self.options.svid_ttl {
             command = command.args(["--svid-ttl", &format!("{}s", ttl.as_secs())]);
         }

@@ -2,9 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Begins the name of every temporary directory of the rig.
-pub(crate) const TEMPORARY: &str = "byrnie-scenarios-";
+/// Begins the name of every temporary directory of this run. Runs beside each other have the same process ID, each in a
+/// PID namespace of its own.
+pub(crate) fn temporary() -> &'static str {
+    static PREFIX: OnceLock<String> = OnceLock::new();
+    PREFIX.get_or_init(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        format!("byrnie-scenarios-{:x}-", now % 0xffff_ffff)
+    })
+}
 
 /// What there was before the scenarios ran.
 #[derive(Debug)]
@@ -63,8 +72,7 @@ fn namespaces() -> usize {
 }
 
 fn files() -> BTreeSet<String> {
-    let own = format!("{TEMPORARY}{}-", std::process::id());
     let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
-    let names = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&own));
+    let names = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(temporary()));
     names.map(|entry| entry.path().display().to_string()).collect()
 }

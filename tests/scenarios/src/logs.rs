@@ -5,8 +5,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// How much of each log a failed scenario shows.
-const LAST_LINES: usize = 25;
+/// What the processes log: `otherwise`, unless `BYRNIE_SCENARIOS_LOG` says more.
+pub(crate) fn filter(otherwise: &str) -> String {
+    std::env::var("BYRNIE_SCENARIOS_LOG").unwrap_or_else(|_| otherwise.to_owned())
+}
+
+/// How many lines of each log a failed scenario shows; `BYRNIE_SCENARIOS_LINES` asks for more.
+fn last_lines() -> usize {
+    std::env::var("BYRNIE_SCENARIOS_LINES").ok().and_then(|text| text.parse().ok()).unwrap_or(25)
+}
 
 /// A log file of a process.
 #[derive(Debug, Clone)]
@@ -42,7 +49,7 @@ impl Log {
         let text = self.text();
         let lines: Vec<&str> = text.lines().collect();
         eprintln!("---- {title} ({} lines)", lines.len());
-        for line in lines.iter().skip(lines.len().saturating_sub(LAST_LINES)) {
+        for line in lines.iter().skip(lines.len().saturating_sub(last_lines())) {
             eprintln!("{line}");
         }
     }

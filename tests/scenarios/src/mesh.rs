@@ -11,7 +11,7 @@ use byrnie_proto::mesh::v1::{Edge, ObserveResponse};
 use tempfile::TempDir;
 
 use crate::control_plane::{ControlPlane, ControlPlaneOptions};
-use crate::leftovers::TEMPORARY;
+use crate::leftovers::temporary;
 use crate::objects::{self, PodObject, Service};
 use crate::pod::{Inner, Pod, PodBuilder};
 use crate::proxy::{Proxy, ProxyOptions, Site};
@@ -76,8 +76,7 @@ impl Mesh {
     async fn start_with(builder: MeshBuilder<'_>) -> Self {
         let name = builder.world.name();
         let lab = Lab::new(&builder.world.entered, name).expect("a lab");
-        let prefix = format!("{TEMPORARY}{}-", std::process::id());
-        let directory = tempfile::Builder::new().prefix(&prefix).tempdir().expect("a temporary directory");
+        let directory = tempfile::Builder::new().prefix(temporary()).tempdir().expect("a temporary directory");
         // The proxies and the control plane are other users, and each finds its own part below.
         allow_others(directory.path());
         let source = directory.path().join("source");

@@ -85,7 +85,7 @@ impl Proxy {
             .user(RunAs::Proxy)
             .env_remove("RUST_BACKTRACE")
             .args(["--control-plane", &self.site.control_plane])
-            .args(["--exempt", self.exempt(), "--log-level", "debug"])
+            .args(["--exempt", self.exempt(), "--log-level", &crate::logs::filter("debug")])
             .arg("--trust-bundle")
             .arg(&self.site.trust_bundle)
             .arg("--join-token-file")
