@@ -351,6 +351,22 @@ mod tests {
     }
 
     #[test]
+    fn a_text_that_grows_without_bound_or_nests_without_end_is_refused_alone() {
+        let mut bomb =
+            "apiVersion: byrnie.dev/v1alpha1\nkind: MtlsPolicy\nmetadata: {name: m, namespace: shop}\na0: &a0 [x]\n"
+                .to_owned();
+        for level in 1..40 {
+            let above = format!("*a{}", level - 1);
+            bomb += &format!("a{level}: &a{level} [{}]\n", vec![above; 9].join(","));
+        }
+        let deep = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {}", "[".repeat(100_000));
+        for text in [bomb, deep] {
+            let found = parsed(&format!("{text}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop}}\n"));
+            assert_eq!((found.broken.len(), found.objects.len()), (1, 1));
+        }
+    }
+
+    #[test]
     fn unknown_kinds_and_versions_are_refused_as_not_supported_yet() {
         let parsed = parsed(
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\napiVersion: v2\nkind: Pod\nmetadata: {name: web}\n",
