@@ -34,12 +34,9 @@ pub(crate) enum TunnelError {
     /// The peer sent what `byrnie/1` does not allow.
     #[error("the peer broke the tunnel protocol: {0}")]
     Protocol(#[from] ProtocolError),
-    /// The peer proved no identity that holds.
+    /// The peer proved no identity that holds, or not the one that belongs here.
     #[error("{0}")]
     Identity(#[from] VerifyError),
-    /// The peer proved an identity, but not the one that belongs here.
-    #[error("expected {expected} at this address, found {found}")]
-    WrongIdentity { expected: String, found: String },
     /// The peer's `REAUTH` does not hold.
     #[error("the peer's REAUTH was refused: {0}")]
     Reauth(String),
@@ -68,7 +65,6 @@ impl TunnelError {
             TunnelError::Tls(TlsError::Protocol(error)) => tls_cause(error),
             TunnelError::Protocol(_) => "protocol-error",
             TunnelError::Identity(error) => error.cause.as_str(),
-            TunnelError::WrongIdentity { .. } => "wrong-identity",
             TunnelError::Reauth(_) => "reauth-failed",
             TunnelError::Nonce(_) => "protocol-error",
             TunnelError::Timeout(_) => "timeout",
@@ -198,9 +194,8 @@ impl Tunnel {
         let peer = verifier.verify(&chain)?;
         let text = self.binding.signed_text(self.session.role().peer(), reauth.sequence, leaf);
         verify_signature(leaf, scheme, &text, &reauth.signature)?;
-        if peer.id() != self.peer.id() {
-            let (expected, found) = (self.peer.id().to_string(), peer.id().to_string());
-            return Err(TunnelError::WrongIdentity { expected, found });
+        if peer.id() != self.peer.id() || peer.is_outside_mesh() != self.peer.is_outside_mesh() {
+            return Err(TunnelError::Reauth(format!("expected {}, found {}", self.peer.id(), peer.id())));
         }
         self.peer = peer;
         Ok(())

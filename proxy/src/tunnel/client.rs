@@ -68,9 +68,7 @@ async fn secure(
     tls.require_tunnel_alpn()?;
     // Answered from the verifier's cache: the handshake has just verified this chain.
     let peer = shared.certificates.verifier().verify(tls.peer_chain().unwrap_or_default())?;
-    if peer.id() != expected {
-        return Err(TunnelError::WrongIdentity { expected: expected.to_string(), found: peer.id().to_string() });
-    }
+    peer.expect(expected)?;
     Tunnel::new(tls, Role::Client, own, peer)
 }
 

@@ -64,9 +64,7 @@ impl End {
             End::Clean | End::ResetByPeer(_) => None,
             End::Application(_) => Some(ResetCode::Application),
             End::Tunnel(TunnelError::Protocol(_)) => Some(ResetCode::ProtocolError),
-            End::Tunnel(TunnelError::Reauth(_) | TunnelError::Identity(_) | TunnelError::WrongIdentity { .. }) => {
-                Some(ResetCode::ReauthFailed)
-            }
+            End::Tunnel(TunnelError::Reauth(_) | TunnelError::Identity(_)) => Some(ResetCode::ReauthFailed),
             End::Tunnel(_) => None,
             End::Cut(cut) => Some(cut.code),
         }

@@ -99,6 +99,14 @@ fn carry(
     })
 }
 
+/// An SVID with the identity of a member, but for a client outside of the mesh.
+fn outside_mesh(rig: &Rig, service_account: &str) -> byrnie_identity::Svid {
+    let key = byrnie_identity::KeyPair::generate().unwrap();
+    let life = Duration::from_secs(3600);
+    let issued = rig.mesh.authority.issue_outside(&key.spki_der(), &id(service_account), life).unwrap();
+    byrnie_identity::Svid::new(issued.chain, key).unwrap()
+}
+
 fn pattern(length: usize, seed: u8) -> Vec<u8> {
     (0..length).map(|index| (index as u8).wrapping_mul(31).wrapping_add((index >> 8) as u8) ^ seed).collect()
 }
@@ -317,7 +325,10 @@ async fn a_reauth_that_does_not_hold_is_refused() {
         let binding = Binding { client_nonce: [9; NONCE_LEN], ..tunnel.binding.clone() };
         reauth(&own, &binding.signed_text(Role::Server, 1, &own.chain()[0]))
     };
-    assert!(matches!(tunnel.renewed(&stranger, &verifier), Err(TunnelError::WrongIdentity { .. })));
+    assert!(matches!(tunnel.renewed(&stranger, &verifier), Err(TunnelError::Reauth(_))));
+    let outside = outside_mesh(&rig, "orders");
+    let disguised = reauth(&outside, &text(&outside, Role::Server));
+    assert!(matches!(tunnel.renewed(&disguised, &verifier), Err(TunnelError::Reauth(_))));
     assert!(tunnel.renewed(&reflected, &verifier).is_err());
     assert!(tunnel.renewed(&elsewhere, &verifier).is_err());
     assert!(tunnel.renewed(&v1::Reauth::default(), &verifier).is_err());
