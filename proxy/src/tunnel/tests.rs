@@ -321,13 +321,13 @@ async fn a_reauth_that_does_not_hold_is_refused() {
     let stranger = reauth(&other, &text(&other, Role::Server));
     let reflected = reauth(&own, &text(&own, Role::Client));
     let good = reauth(&own, &text(&own, Role::Server));
+    let outside = outside_mesh(&rig, "orders");
+    let disguised = reauth(&outside, &text(&outside, Role::Server));
     let elsewhere = {
         let binding = Binding { client_nonce: [9; NONCE_LEN], ..tunnel.binding.clone() };
         reauth(&own, &binding.signed_text(Role::Server, 1, &own.chain()[0]))
     };
     assert!(matches!(tunnel.renewed(&stranger, &verifier), Err(TunnelError::Reauth(_))));
-    let outside = outside_mesh(&rig, "orders");
-    let disguised = reauth(&outside, &text(&outside, Role::Server));
     assert!(matches!(tunnel.renewed(&disguised, &verifier), Err(TunnelError::Reauth(_))));
     assert!(tunnel.renewed(&reflected, &verifier).is_err());
     assert!(tunnel.renewed(&elsewhere, &verifier).is_err());
