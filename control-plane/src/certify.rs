@@ -144,6 +144,11 @@ impl Plane {
             not_after = certificate.issuance.not_after,
             "certificate issued"
         );
+        // A pod that holds a certificate takes itself for ready, and until the others are told that it is meshed they
+        // refuse to call it: so they are told first.
+        let mut published = self.published.subscribe();
+        let told = published.wait_for(|meshed| meshed.contains_key(&pod.uid));
+        let _ = tokio::time::timeout(limits::PUBLISHED, told).await;
         Ok(CertifyResponse { chain: certificate.issuance.chain, bundle: Some(Bundle::from(&self.authority.bundle())) })
     }
 

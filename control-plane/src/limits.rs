@@ -18,6 +18,8 @@ pub const SOURCE_POLL: Duration = Duration::from_secs(10);
 
 /// Changes of the model and of what was issued are published together after this time.
 pub const PUBLISH_COALESCE: Duration = Duration::from_millis(30);
+/// A pod's first certificate is handed out when the mesh knows of it, and after this time in any case.
+pub const PUBLISHED: Duration = Duration::from_secs(1);
 /// Time alone changes answers (the end of a permission, of a certificate whose pod has left the mesh); it is noticed at
 /// least this often.
 pub const EXPIRY_CHECK: Duration = Duration::from_secs(30);

@@ -28,6 +28,8 @@ pub(crate) struct Plane {
     pub(crate) hub: Arc<Hub>,
     pub(crate) proxies: Arc<Proxies>,
     pub(crate) allowances: Allowances,
+    /// The pods that the answers of this moment call meshed.
+    pub(crate) published: watch::Sender<Arc<HashMap<Arc<str>, i64>>>,
     /// In place of MeshConfig's.
     pub(crate) ttl: Option<Duration>,
     /// True from the moment on at which the control plane ends.

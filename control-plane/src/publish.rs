@@ -55,7 +55,10 @@ fn publish(plane: &Plane, objects: Option<&Objects>) {
         tell(&before, &model);
         plane.model.store(Arc::new(model));
     }
-    plane.hub.publish(Arc::new(plane.view()));
+    let view = plane.view();
+    let meshed = view.meshed.clone();
+    plane.hub.publish(Arc::new(view));
+    plane.published.send_replace(meshed);
 }
 
 /// Objects that were taken before and are refused now, and the other way round. What can't be read at all was told
