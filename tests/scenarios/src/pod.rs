@@ -213,7 +213,9 @@ impl Pod {
         let mut stream = match self.connect(to).await {
             Ok(stream) => stream,
             // The kernel's own, where there is no proxy, and a proxy's that was quicker than this line.
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset) => return,
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset) => {
+                return;
+            }
             Err(error) => panic!("{} to {to}: expected a reset, found {error}", self.name()),
         };
         // The reset may come before or after these words.
@@ -334,13 +336,13 @@ impl Pod {
     /// Puts capture in place.
     pub fn capture(&self) {
         let exempt = self.proxy().exempt().parse().expect("a way to tell proxies");
-        let applied = self.0.host.run(|| NfTables::default().apply(&CaptureConfig::new(exempt)));
+        let applied = self.0.host.run(|| NfTables.apply(&CaptureConfig::new(exempt)));
         applied.expect("a thread in the pod").expect("capture");
     }
 
     /// Takes capture away, as somebody with too much power might.
     pub fn flush_capture(&self) {
-        self.0.host.run(|| NfTables::default().remove()).expect("a thread in the pod").expect("no capture");
+        self.0.host.run(|| NfTables.remove()).expect("a thread in the pod").expect("no capture");
     }
 
     pub(crate) fn proxy(&self) -> &Proxy {
