@@ -2,18 +2,30 @@
 
 use std::path::{Path, PathBuf};
 
+/// Whether everything that scenarios start is there.
+///
+/// # Errors
+/// What is missing, and the command that makes it.
+pub fn binaries_are_built() -> Result<(), String> {
+    ["byrnie", "byrnie-proxy", "byrnie-control-plane"].into_iter().try_for_each(|name| find(name).map(|_| ()))
+}
+
 /// The path of a binary of the project.
 ///
 /// # Panics
 /// When it was not built, with the command that does.
 pub(crate) fn binary(name: &str) -> PathBuf {
+    find(name).unwrap_or_else(|advice| panic!("{advice}"))
+}
+
+fn find(name: &str) -> Result<PathBuf, String> {
     let profile = profile_directory();
     let path = profile.join(name);
-    if !path.is_file() {
-        let release = if profile.ends_with("release") { " --release" } else { "" };
-        panic!("{} is not there; run `cargo build{release}` first", path.display());
+    if path.is_file() {
+        return Ok(path);
     }
-    path
+    let release = if profile.ends_with("release") { " --release" } else { "" };
+    Err(format!("{} is not there; run `cargo build{release}` first", path.display()))
 }
 
 fn profile_directory() -> PathBuf {

@@ -8,7 +8,9 @@ use std::time::Duration;
 use byrnie_identity::{TrustBundle, TrustDomain};
 use byrnie_netlab::{Host, Privileges, Process, RunAs};
 use byrnie_proto::mesh::v1::administration_client::AdministrationClient;
-use byrnie_proto::mesh::v1::{CreateTokenRequest, CreateTokenResponse, ObserveRequest, ObserveResponse, RevokeTokenRequest};
+use byrnie_proto::mesh::v1::{
+    CreateTokenRequest, CreateTokenResponse, ObserveRequest, ObserveResponse, RevokeTokenRequest,
+};
 use hyper_util::rt::TokioIo;
 use nix::sys::signal::Signal;
 use tokio::net::UnixStream;
@@ -46,7 +48,13 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    pub(crate) fn new(host: Host, directory: PathBuf, source: PathBuf, privileges: Privileges, options: ControlPlaneOptions) -> Self {
+    pub(crate) fn new(
+        host: Host,
+        directory: PathBuf,
+        source: PathBuf,
+        privileges: Privileges,
+        options: ControlPlaneOptions,
+    ) -> Self {
         std::fs::create_dir_all(directory.join("state")).expect("a directory for the control plane");
         give_to(&directory, privileges, UID);
         give_to(&directory.join("state"), privileges, UID);
@@ -72,10 +80,8 @@ impl ControlPlane {
         if let Some(ttl) = self.options.svid_ttl {
             command = command.args(["--svid-ttl", &format!("{}s", ttl.as_secs())]);
         }
-        let command = command
-            .args(&self.options.extra)
-            .stdout(Stdio::from(self.log.open()))
-            .stderr(Stdio::from(self.log.open()));
+        let command =
+            command.args(&self.options.extra).stdout(Stdio::from(self.log.open())).stderr(Stdio::from(self.log.open()));
         *self.lock() = Some(command.spawn().expect("the control plane starts"));
     }
 
@@ -156,7 +162,12 @@ impl ControlPlane {
     ///
     /// # Errors
     /// What the control plane says.
-    pub async fn try_token(&self, place: &str, service_account: &str, ttl_seconds: u32) -> Result<CreateTokenResponse, tonic::Status> {
+    pub async fn try_token(
+        &self,
+        place: &str,
+        service_account: &str,
+        ttl_seconds: u32,
+    ) -> Result<CreateTokenResponse, tonic::Status> {
         let (namespace, pod) = namespace_of(place);
         let (namespace, pod, service_account) = (namespace.to_owned(), pod.to_owned(), service_account.to_owned());
         let request = CreateTokenRequest { namespace, service_account, pod, ttl_seconds };
@@ -184,7 +195,10 @@ impl ControlPlane {
 
     async fn client(&self) -> Result<AdministrationClient<Channel>, tonic::Status> {
         let path = self.socket();
-        connect(&path).await.map(AdministrationClient::new).map_err(|error| tonic::Status::unavailable(error.to_string()))
+        connect(&path)
+            .await
+            .map(AdministrationClient::new)
+            .map_err(|error| tonic::Status::unavailable(error.to_string()))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Process>> {

@@ -52,7 +52,8 @@ fn processes() -> BTreeSet<String> {
         return BTreeSet::new();
     }
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let numbers = entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.parse::<u32>().is_ok());
+    let numbers =
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.parse::<u32>().is_ok());
     let described = numbers.filter(|pid| *pid != ours).map(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         format!("{pid}: {}", String::from_utf8_lossy(&line).replace('\0', " "))
@@ -68,7 +69,10 @@ fn mounts() -> BTreeSet<String> {
 /// A lab's namespaces live as long as this process has them open.
 fn namespaces() -> usize {
     let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    entries.filter_map(|entry| fs::read_link(entry.path()).ok()).filter(|link| link.to_string_lossy().starts_with("net:[")).count()
+    entries
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .filter(|link| link.to_string_lossy().starts_with("net:["))
+        .count()
 }
 
 fn files() -> BTreeSet<String> {

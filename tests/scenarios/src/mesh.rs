@@ -83,9 +83,11 @@ impl Mesh {
         std::fs::create_dir(&source).expect("a source directory");
         allow_others(&source);
         let networks = [lab.networks().pods_v4.to_string(), lab.networks().pods_v6.to_string()];
-        std::fs::write(source.join("mesh.yaml"), objects::mesh_config(networks, &builder.config)).expect("the MeshConfig");
+        std::fs::write(source.join("mesh.yaml"), objects::mesh_config(networks, &builder.config))
+            .expect("the MeshConfig");
         let home = directory.path().join("control-plane");
-        let control_plane = ControlPlane::new(lab.node().clone(), home, source, lab.privileges(), builder.control_plane);
+        let control_plane =
+            ControlPlane::new(lab.node().clone(), home, source, lab.privileges(), builder.control_plane);
         control_plane.start();
         let mesh = Self {
             name,

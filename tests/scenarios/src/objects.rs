@@ -111,7 +111,8 @@ impl PodObject<'_> {
     pub(crate) fn yaml(&self) -> String {
         let (namespace, name) = namespace_of(self.place);
         let ips: Vec<String> = self.addresses.iter().map(|address| format!("{{ip: \"{address}\"}}")).collect();
-        let annotations: String = self.annotations.iter().map(|(key, value)| format!("    {key}: \"{value}\"\n")).collect();
+        let annotations: String =
+            self.annotations.iter().map(|(key, value)| format!("    {key}: \"{value}\"\n")).collect();
         let annotations = if annotations.is_empty() { annotations } else { format!("  annotations:\n{annotations}") };
         let deleted = if self.terminating { "  deletionTimestamp: \"2026-01-01T00:00:00Z\"\n" } else { "" };
         format!(

@@ -9,7 +9,9 @@ pub fn seed() -> u64 {
     static SEED: OnceLock<u64> = OnceLock::new();
     *SEED.get_or_init(|| match std::env::var("SEED") {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("SEED: expected a number, found {text:?}")),
-        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64 % 1_000_000_007),
+        Err(_) => {
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64 % 1_000_000_007)
+        }
     })
 }
 
@@ -29,7 +31,9 @@ pub struct Random(u64);
 impl Random {
     /// The generator of this run's seed for one purpose: scenarios that run beside each other don't share one.
     pub fn of(purpose: &str, number: u64) -> Self {
-        let name = purpose.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        let name = purpose
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         let mut random = Self(seed() ^ name ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         random.next();
         random

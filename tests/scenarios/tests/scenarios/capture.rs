@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use byrnie_redirect::{PROXY_MARK, set_mark};
-use byrnie_scenarios::{DEADLINE, Ending, Mesh, Pod, World, apps, deny, ending, exchange, hear, within};
+use byrnie_scenarios::{DEADLINE, Ending, Mesh, Pod, World, apps, deny, ending, within};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::TcpStream;
 
@@ -16,7 +16,6 @@ pub(crate) async fn a_port_that_was_the_applications_leads_the_proxy_out_and_the
     mesh.apply("no-web", &deny("shop", "no-web", "web"));
     let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;
     let outside = mesh.pod("legacy/outside").unmeshed().start().await;
-    let _greeting = outside.serve(25, apps::greet);
     let _resetting = outside.serve(26, |stream| async move { apps::reset_now(stream) });
     let _orders = orders.serve(25, apps::greet);
     // The application's connection, refused by its proxy with a reset; then the proxy's, from the same port to the same
@@ -35,7 +34,6 @@ pub(crate) async fn a_port_that_was_the_applications_leads_the_proxy_out_and_the
     let mut captured = from_port(&world, &web, outside.at(26), 40_002, Who::Application).await.unwrap();
     let _ = within("an end", DEADLINE / 5, ending(&mut captured)).await;
     web.logged("the application's connection", |line| line.text("src.addr").ends_with(":40002")).await;
-    let _ = (hear(&mut web.connect(outside.at(25)).await.unwrap(), 4), exchange);
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -41,7 +41,8 @@ pub(crate) async fn an_expired_certificate_is_refused_by_both_sides(world: World
     let probe = mesh.pod("legacy/probe").unmeshed().start().await;
     let mint = Mint::of(&mesh);
     let trusting = raw::verifier(mint.bundle());
-    let expired = [mint.svid("shop", "web", Duration::from_secs(1)), mint.svid("shop", "orders", Duration::from_secs(1))];
+    let expired =
+        [mint.svid("shop", "web", Duration::from_secs(1)), mint.svid("shop", "orders", Duration::from_secs(1))];
     eventually("the certificates expire", Duration::from_secs(2), async || {
         // `not_after` is inclusive.
         expired.iter().all(|svid| svid.not_after() + Duration::from_secs(1) < SystemTime::now()).then_some(())
@@ -65,7 +66,10 @@ pub(crate) async fn a_foreign_trust_domain_is_refused_by_both_sides(world: World
     let probe = mesh.pod("legacy/probe").unmeshed().start().await;
     let ours = raw::verifier(mesh.control_plane().bundle().await);
     // Another domain, and another authority that takes our domain's name.
-    let foreign = [(Mint::foreign("evil.example"), "unknown-trust-domain"), (Mint::foreign("cluster.local"), "unknown-authority")];
+    let foreign = [
+        (Mint::foreign("evil.example"), "unknown-trust-domain"),
+        (Mint::foreign("cluster.local"), "unknown-authority"),
+    ];
     for (mint, cause) in &foreign {
         let_down(&probe, orders.at(8081), &mint.svid("shop", "web", HOUR), &ours).await;
         orders.refused(cause).await;

@@ -141,7 +141,8 @@ pub(crate) async fn a_port_that_is_taken_and_a_wrong_option_are_said_at_once(wor
     assert_eq!(web.proxy_ended().await, 1);
     let log = web.log().text();
     assert!(log.contains("15003") && log.contains("is taken"), "{log}");
-    let wrong = ProxyOptions { extra: vec!["--log-level=loud=loud".into(), "--metrics-listen=x".into()], ..Default::default() };
+    let wrong =
+        ProxyOptions { extra: vec!["--log-level=loud=loud".into(), "--metrics-listen=x".into()], ..Default::default() };
     let other = mesh.pod("shop/other").uncaptured().proxy(wrong).launch().await;
     assert_eq!(other.proxy_ended().await, 2);
     let log = other.log().text();

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use byrnie_redirect::{Capture, CaptureConfig, NfTables};
-use byrnie_scenarios::{DEADLINE, Ending, Mesh, Pod, Service, World, apps, deny, ending, eventually, exchange, holds_for, within};
+use byrnie_scenarios::{
+    DEADLINE, Ending, Mesh, Pod, Service, World, apps, deny, ending, eventually, exchange, holds_for, within,
+};
 
 use crate::strict::permissive;
 
@@ -121,7 +123,8 @@ pub(crate) async fn a_join_token_is_good_once_in_time_and_for_its_pod(world: Wor
     ] {
         starts_over(&mesh, &third, &token).await;
         third.says(words).await;
-        mesh.observed("the refusal", |seen| seen.refusals.iter().find(|refusal| refusal.cause == cause).map(|_| ())).await;
+        mesh.observed("the refusal", |seen| seen.refusals.iter().find(|refusal| refusal.cause == cause).map(|_| ()))
+            .await;
         let (code, text) = third.health().await.unwrap();
         assert!(code == 503 && text.contains("no SVID is held") && text.contains(words), "{text}");
     }
@@ -166,7 +169,10 @@ pub(crate) async fn nothing_secret_is_in_any_log(world: World) {
     shown.push(("Observe".to_owned(), format!("{:?}", mesh.observe().await)));
     for (whose, text) in shown {
         assert!(!text.contains("PRIVATE KEY"), "a private key in {whose}");
-        assert!(tokens.iter().all(|token| token.len() >= 32 && !text.contains(token.as_str())), "a join token in {whose}");
+        assert!(
+            tokens.iter().all(|token| token.len() >= 32 && !text.contains(token.as_str())),
+            "a join token in {whose}"
+        );
     }
     // Port 15000 changes nothing.
     let renewed = web.get(15000, "/renew").await.unwrap();

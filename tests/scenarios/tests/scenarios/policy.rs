@@ -6,9 +6,7 @@ use std::time::Duration;
 use byrnie_identity::Svid;
 use byrnie_identity::tls;
 use byrnie_scenarios::raw::{self, Mint};
-use byrnie_scenarios::{
-    DEADLINE, Ending, Mesh, Pod, Service, World, apps, deny, ending, eventually, exchange, within,
-};
+use byrnie_scenarios::{DEADLINE, Ending, Mesh, Pod, Service, World, apps, deny, ending, eventually, exchange, within};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
@@ -58,7 +56,8 @@ pub(crate) async fn an_enforced_allow_shuts_out_everyone_else_and_an_audited_one
         caller.call(orders.at(8080)).await.unwrap();
     }
     mesh.apply("only-web", &allow("orders", "web", "enforce"));
-    eventually("the others are shut out", Duration::from_secs(1), async || till.call(orders.at(8080)).await.err()).await;
+    eventually("the others are shut out", Duration::from_secs(1), async || till.call(orders.at(8080)).await.err())
+        .await;
     web.call(orders.at(8080)).await.unwrap();
     till.is_refused(orders.at(8080)).await;
     orders.refused("policy-denied").await;
@@ -182,9 +181,11 @@ pub(crate) async fn egress_is_allowed_by_network_and_port_and_keeps_the_address(
     web.refused("egress-default-deny").await;
     assert_eq!(seen.lock().unwrap().len(), served);
     mesh.observed("both records of egress", |seen| {
-        let record = |allowed: bool, source: &str| seen.egress.iter().any(|record| {
-            record.allowed == allowed && record.source == source && record.dialled == "198.51.100.10:443"
-        });
+        let record = |allowed: bool, source: &str| {
+            seen.egress.iter().any(|record| {
+                record.allowed == allowed && record.source == source && record.dialled == "198.51.100.10:443"
+            })
+        };
         (record(true, "shop/stock") && record(false, "shop/web")).then_some(())
     })
     .await;
@@ -208,7 +209,8 @@ pub(crate) async fn a_policy_that_cannot_be_read_keeps_everyone_out(world: World
     web.is_refused(orders.at(8080)).await;
     assert_eq!(echo.connections(), 0);
     web.call(stock.at(8080)).await.unwrap();
-    let status = mesh.observed("the refused object", |seen| seen.objects.iter().find(|object| !object.accepted).cloned()).await;
+    let status =
+        mesh.observed("the refused object", |seen| seen.objects.iter().find(|object| !object.accepted).cloned()).await;
     assert!(status.message.contains("not supported yet"), "{status:?}");
     assert_eq!(status.file, "half-understood.yaml");
 }

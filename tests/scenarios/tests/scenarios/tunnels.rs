@@ -68,7 +68,8 @@ pub(crate) async fn a_reset_reaches_the_other_application_as_a_reset_and_never_a
         assert_eq!(seen, Some(Ending::Reset));
     }
     // No tunnel on which a stream was reset carried another one.
-    eventually("all ends are in the log", DEADLINE / 5, async || (web.access_log().lines().len() >= 20).then_some(())).await;
+    eventually("all ends are in the log", DEADLINE / 5, async || (web.access_log().lines().len() >= 20).then_some(()))
+        .await;
     assert!(web.access_log().lines().iter().all(|line| line.truth("tunnel.reused") == Some(false)));
     assert_eq!(web.status().await["idle_tunnels"], 0);
 }
@@ -339,7 +340,9 @@ async fn after_the_handshake(probe: &Pod, to: SocketAddr, svid: &Svid, trusting:
         }
         let mut stream = tunnel.into_stream();
         let mut rest = Vec::new();
-        let _ = within("the end of a tunnel that broke the rules", Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
+        let _ =
+            within("the end of a tunnel that broke the rules", Duration::from_secs(5), stream.read_to_end(&mut rest))
+                .await;
     }
     // Two streams at once, a FIN too many, a wrong number: in the middle of a good stream.
     for bad in [frame(FrameType::Open, 2, b""), frame(FrameType::Data, 7, b"x"), frame(FrameType::Accept, 1, b"")] {
@@ -373,7 +376,8 @@ pub(crate) async fn an_end_of_the_tunnel_without_fin_is_a_reset_to_the_applicati
     let trusting = raw::verifier(mint.bundle());
     // At the server: TLS ends in order, TCP ends, and a RESET comes, each in the middle of a stream.
     for way in 0..3 {
-        let mut tunnel = raw::tunnel(&probe, orders.at(8080), &mint.svid("shop", "web", HOUR), &trusting).await.unwrap();
+        let mut tunnel =
+            raw::tunnel(&probe, orders.at(8080), &mint.svid("shop", "web", HOUR), &trusting).await.unwrap();
         assert!(matches!(tunnel.open_and_hear().await, Said::Accept(_)));
         tunnel.data(b"half a request").await;
         match way {
@@ -449,7 +453,10 @@ async fn first_stream(web: &Pod, orders: &Pod, server: &RawServer) -> (TcpStream
     assert_eq!(finish(&mut client).await.unwrap(), b"");
     assert_eq!(tunnel.hear().await, Said::Fin);
     // The proxy has the tunnel back in its pool when it counts it.
-    eventually("the tunnel waits in the pool", DEADLINE / 5, async || (web.status().await["idle_tunnels"] == 1).then_some(())).await;
+    eventually("the tunnel waits in the pool", DEADLINE / 5, async || {
+        (web.status().await["idle_tunnels"] == 1).then_some(())
+    })
+    .await;
     (client, tunnel)
 }
 
