@@ -271,7 +271,9 @@ impl Session {
                 Ok(Received::Reset(reset))
             }
             // The server ended the last stream after this client had done so, and then the tunnel: it never saw OPEN.
-            Event::Reset(_) if !server && self.phase == Phase::Opening && stream.checked_add(1) == Some(self.stream) => {
+            Event::Reset(_)
+                if !server && self.phase == Phase::Opening && stream.checked_add(1) == Some(self.stream) =>
+            {
                 self.phase = Phase::Ended;
                 Ok(Received::GoAway(stream))
             }
