@@ -46,7 +46,7 @@ impl Session {
     /// Subscribes; the present answer comes first, also to who had subscribed before.
     ///
     /// # Errors
-    /// [`TooManySubscriptions`].
+    /// `TooManySubscriptions`.
     pub fn subscribe(&self, name: &str) -> Result<(), TooManySubscriptions> {
         let mut names = self.names();
         if names.len() >= limits::SUBSCRIPTIONS && !names.contains(name) {
