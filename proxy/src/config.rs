@@ -70,7 +70,7 @@ pub struct Options {
     /// PEM file with the roots against which the control plane must prove itself; read anew at every attempt.
     #[arg(long, value_name = "FILE")]
     pub trust_bundle: Option<PathBuf>,
-    /// File with the token that gets the first certificate; single use, so it may be gone afterwards.
+    /// File with the token that gets the first certificate; good for one key, so it may be gone afterwards.
     #[arg(long, value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
     /// Directory for the private key and certificate; made with mode 0700, its files with 0600.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use byrnie_identity::tls::{self, ALPN_H2};
@@ -13,6 +13,7 @@ use byrnie_identity::{
 };
 use byrnie_proto::mesh::v1 as proto;
 use byrnie_proto::mesh::v1::identity_client::IdentityClient;
+use rustls::server::ParsedCertificate;
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
@@ -28,6 +29,13 @@ pub(super) enum Credential {
     /// The SVID that is held.
     Svid(Arc<Generation>),
 }
+
+/// The key that a certificate is asked for.
+///
+/// A join token is good for one key. Where an answer gets lost, only the same key can ask again with the token: so it is
+/// kept until an SVID was made of it.
+#[derive(Default)]
+pub(super) struct PendingKey(Mutex<Option<KeyPair>>);
 
 /// What the control plane gave, verified.
 pub(super) struct Issued {
@@ -77,9 +85,17 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// A join token is a short line.
 const MAX_TOKEN: u64 = 16 * 1024;
 
-/// Gets an SVID for a new key.
-pub(super) async fn certify(shared: &Shared, credential: Credential) -> Result<Issued, CertifyError> {
-    let key = KeyPair::generate()?;
+/// Gets an SVID: with a join token for the key in `join_key`, which is made where there is none; otherwise for a new key.
+pub(super) async fn certify(
+    shared: &Shared,
+    credential: Credential,
+    join_key: &PendingKey,
+) -> Result<Issued, CertifyError> {
+    let new_key = PendingKey::default();
+    let key = match &credential {
+        Credential::JoinToken => join_key,
+        Credential::Svid(_) => &new_key,
+    };
     let csr = key.csr_der()?;
     let (channel, credential, expected) = match credential {
         Credential::JoinToken => {
@@ -139,7 +155,7 @@ fn read_token(path: Option<&Path>) -> Result<Zeroizing<String>, CertifyError> {
 fn verify(
     shared: &Shared,
     answer: proto::CertifyResponse,
-    key: KeyPair,
+    key: &PendingKey,
     expected: Option<&SpiffeId>,
 ) -> Result<Issued, CertifyError> {
     let unusable = |reason: String| CertifyError::Answer(reason);
@@ -155,11 +171,32 @@ fn verify(
     let chain: Vec<_> = answer.chain.into_iter().map(CertificateDer::from).collect();
     let verified =
         verifier(shared, bundles).verify(&chain).map_err(|error: VerifyError| unusable(error.to_string()))?;
-    let svid = Svid::new(chain, key).map_err(|error: SvidError| unusable(error.to_string()))?;
     let same_domain = verified.id().trust_domain() == &shared.config.trust_domain;
     if !same_domain || expected.is_some_and(|expected| expected != verified.id()) {
         let wanted = expected.map_or_else(|| format!("an ID in {}", shared.config.trust_domain), ToString::to_string);
         return Err(unusable(format!("expected {wanted}, found {}", verified.id())));
     }
+    let key = key.take_for(&chain).ok_or_else(|| unusable("it is for another key".to_owned()))?;
+    let svid = Svid::new(chain, key).map_err(|error: SvidError| unusable(error.to_string()))?;
     Ok(Issued { svid, bundle })
+}
+
+impl PendingKey {
+    fn csr_der(&self) -> Result<Vec<u8>, KeyError> {
+        let mut held = self.lock();
+        let key = held.take().map_or_else(KeyPair::generate, Ok)?;
+        held.insert(key).csr_der()
+    }
+
+    /// The key, if the leaf of this chain is for it; it is not held any more then.
+    fn take_for(&self, chain: &[CertificateDer<'_>]) -> Option<KeyPair> {
+        let leaf = ParsedCertificate::try_from(chain.first()?).ok()?;
+        let certified = leaf.subject_public_key_info();
+        self.lock().take_if(|key| *key.spki_der() == **certified)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<KeyPair>> {
+        // A key is put in or taken out in one step: a panic elsewhere can't leave it half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

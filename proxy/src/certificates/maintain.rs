@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::certify::{CertifyError, Credential, Issued, certify};
+use super::certify::{CertifyError, Credential, Issued, PendingKey, certify};
 use super::{Attempt, Backoff, Certificates, Generation};
 use crate::shared::Shared;
 use crate::telemetry::ResultLabels;
@@ -31,11 +31,12 @@ pub async fn maintain(shared: Arc<Shared>) {
     let file = shared.config.join_token_file.clone();
     let has_token = move || file.as_deref().is_some_and(std::path::Path::exists);
     let asked = Arc::clone(&shared);
+    let join_key = Arc::new(PendingKey::default());
     Keeper::new(certificates, has_token)
         .run(move |credential| {
-            let shared = Arc::clone(&asked);
+            let (shared, join_key) = (Arc::clone(&asked), Arc::clone(&join_key));
             async move {
-                let result = certify(&shared, credential).await;
+                let result = certify(&shared, credential, &join_key).await;
                 let label = result.as_ref().map_or_else(CertifyError::as_str, |_| "ok");
                 shared.telemetry.metrics().certify.get_or_create(&ResultLabels { result: label }).inc();
                 shared.telemetry.touch();

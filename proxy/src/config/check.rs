@@ -65,7 +65,7 @@ impl Check {
         let has_svid = crate::certificates::has_state(state);
         let expected = "a readable file with a join token (`byrnie token create`)";
         match path {
-            // The token is single use: once there is an SVID nobody needs it, and it may be gone.
+            // The token is good for one key: once that has its SVID nobody needs the token, and it may be gone.
             _ if has_svid => {}
             None => {
                 let found = format!("nothing, and no certificate in the state directory {}", state.display());

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use byrnie_identity::tls::{self, ALPN_H2, ClientAuth};
@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
@@ -69,6 +69,10 @@ impl Opened {
 struct Fake {
     mesh: Arc<TestMesh>,
     opened: mpsc::Sender<Opened>,
+    /// The keys that came with the token `lost` or `strange`.
+    keys: Arc<Mutex<Vec<Vec<u8>>>>,
+    /// Breaks this connection.
+    broken: Arc<Notify>,
 }
 
 #[tonic::async_trait]
@@ -93,25 +97,44 @@ impl Identity for Fake {
         request: Request<proto::CertifyRequest>,
     ) -> Result<Response<proto::CertifyResponse>, Status> {
         let request = request.into_inner();
-        match request.credential {
-            Some(proto::certify_request::Credential::JoinToken(token)) if token != "good" => {
-                Err(Status::permission_denied(format!("the join token was used before ({})", token.len())))
+        let spki = byrnie_identity::csr::public_key(&request.csr).unwrap();
+        let token = match request.credential {
+            Some(proto::certify_request::Credential::JoinToken(token)) => token,
+            None => return Ok(Response::new(self.issue(&spki))),
+        };
+        let first = match token.as_str() {
+            "good" => return Ok(Response::new(self.issue(&spki))),
+            "lost" | "strange" => {
+                let mut keys = self.keys.lock().unwrap();
+                keys.push(spki.clone());
+                keys.len() == 1
             }
-            _ => {
-                let spki = byrnie_identity::csr::public_key(&request.csr).unwrap();
-                let issued = self.mesh.authority.issue(&spki, &id("web"), Duration::from_secs(3600)).unwrap();
-                Ok(Response::new(proto::CertifyResponse {
-                    chain: issued.chain.iter().map(|der| der.to_vec()).collect(),
-                    bundle: Some((&self.mesh.authority.bundle()).into()),
-                }))
+            used => return Err(Status::permission_denied(format!("the join token was used before ({})", used.len()))),
+        };
+        match token.as_str() {
+            "lost" if first => {
+                self.broken.notify_one();
+                std::future::pending().await
             }
+            "strange" if first => Ok(Response::new(self.issue(&KeyPair::generate().unwrap().spki_der()))),
+            _ => Ok(Response::new(self.issue(&spki))),
         }
     }
 }
 
 impl Fake {
+    fn issue(&self, spki: &[u8]) -> proto::CertifyResponse {
+        let issued = self.mesh.authority.issue(spki, &id("web"), Duration::from_secs(3600)).unwrap();
+        proto::CertifyResponse {
+            chain: issued.chain.iter().map(|der| der.to_vec()).collect(),
+            bundle: Some((&self.mesh.authority.bundle()).into()),
+        }
+    }
+
     /// Serves HTTP/2 on one connection.
-    async fn serve(self, stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>) {
+    async fn serve(mut self, stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>) {
+        let broken = Arc::<Notify>::default();
+        self.broken = Arc::clone(&broken);
         let (mesh, identity) = (MeshServer::new(self.clone()), IdentityServer::new(self));
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let (mut mesh, mut identity) = (mesh.clone(), identity.clone());
@@ -124,7 +147,10 @@ impl Fake {
             }
         });
         let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        let _ = connection.serve_connection(TokioIo::new(stream), service).await;
+        tokio::select! {
+            _ = connection.serve_connection(TokioIo::new(stream), service) => {}
+            () = broken.notified() => {}
+        }
     }
 }
 
@@ -133,6 +159,7 @@ struct Pair {
     mesh: Arc<TestMesh>,
     shared: Arc<Shared>,
     opened: mpsc::Receiver<Opened>,
+    keys: Arc<Mutex<Vec<Vec<u8>>>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -159,7 +186,8 @@ async fn pair(who: SpiffeId, signer: Option<&TestMesh>) -> Pair {
     let svid = svid_of(signer.unwrap_or(&mesh), &who);
     let config = tls::server_config(&svid, shared.certificates.verifier(), ALPN_H2, ClientAuth::Optional).unwrap();
     let (opened, receiver) = mpsc::channel(8);
-    let fake = Fake { mesh: Arc::clone(&mesh), opened };
+    let keys = Arc::default();
+    let fake = Fake { mesh: Arc::clone(&mesh), opened, keys: Arc::clone(&keys), broken: Arc::default() };
     let accepting = tokio::spawn(async move {
         let mut serving = tokio::task::JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
@@ -168,7 +196,7 @@ async fn pair(who: SpiffeId, signer: Option<&TestMesh>) -> Pair {
             }
         }
     });
-    Pair { mesh, shared: Arc::new(shared), opened: receiver, tasks: vec![accepting] }
+    Pair { mesh, shared: Arc::new(shared), opened: receiver, keys, tasks: vec![accepting] }
 }
 
 impl Pair {
@@ -374,15 +402,34 @@ async fn joining(token: &str) -> Pair {
 #[tokio::test]
 async fn a_join_token_gets_the_first_svid_and_the_bundle() {
     let pair = joining("good").await;
-    let mut changed = pair.shared.certificates.changed();
-    let certificates = pair.shared.certificates.clone();
+    assert_eq!(first_svid(&pair).await.id(), &id("web"));
+}
+
+async fn first_svid(pair: &Pair) -> Svid {
+    let certificates = &pair.shared.certificates;
+    let mut changed = certificates.changed();
     let held = async {
-        while certificates.current().is_none() {
-            changed.changed().await.unwrap();
+        loop {
+            match certificates.current() {
+                Some(generation) => return generation.svid.clone(),
+                None => changed.changed().await.unwrap(),
+            }
         }
     };
-    tokio::time::timeout(WAIT, held).await.unwrap();
-    assert_eq!(pair.shared.certificates.current().unwrap().svid.id(), &id("web"));
+    tokio::time::timeout(WAIT, held).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_answer_that_got_lost_or_is_for_another_key_is_asked_for_again_with_the_same_key() {
+    for token in ["lost", "strange"] {
+        let pair = joining(token).await;
+        let svid = first_svid(&pair).await;
+        let key = |svid: &Svid| svid.certified_key().key.public_key().unwrap().to_vec();
+        assert_eq!(*pair.keys.lock().unwrap(), [key(&svid), key(&svid)], "{token}");
+        // A token's next use is for another key: nothing kept the one that is in use now.
+        assert_eq!(pair.shared.certificates.renew_and_wait().await, Ok(2));
+        assert_ne!(key(&svid), key(&pair.shared.certificates.current().unwrap().svid));
+    }
 }
 
 #[tokio::test]

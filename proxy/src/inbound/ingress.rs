@@ -71,9 +71,7 @@ impl Inbound {
         if let Err(cut) = registered.check(&shared) {
             return connection.refuse(cut.cause, cut.reason);
         }
-        if let Some(rule) = &authorized.decision().rule {
-            connection.rule(rule.clone());
-        }
+        connection.decided(authorized.decision());
         let application = match dial_application(&shared, &authorized, dialled).await {
             Ok(application) => application,
             Err(error) => return connection.refuse(error.cause(), format!("the application: {error}")),

@@ -82,9 +82,7 @@ impl Inbound {
         if let Err(cut) = registered.check(&shared) {
             return connection.refuse(cut.cause, cut.reason);
         }
-        if let Some(rule) = &authorized.decision().rule {
-            connection.rule(rule.clone());
-        }
+        connection.decided(authorized.decision());
         let application: TcpStream = match dial_application(&shared, &authorized, dialled).await {
             Ok(application) => application,
             Err(error) => {

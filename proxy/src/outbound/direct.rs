@@ -93,9 +93,7 @@ impl Outbound {
         if let Err(cut) = registered.check(&self.shared) {
             return fail(cut.cause, cut.reason);
         }
-        if let Some(rule) = &authorized.decision().rule {
-            connection.rule(rule.clone());
-        }
+        connection.decided(authorized.decision());
         let address = SocketAddr::new(authorized.destination(), authorized.port());
         match sockets::connect(address, self.shared.config.exempt).await {
             Err(error) => fail(error.cause(), error.to_string()),

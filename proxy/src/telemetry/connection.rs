@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use byrnie_identity::SpiffeId;
 use byrnie_identity::tls::TlsFacts;
+use byrnie_policy::Decision;
 use byrnie_proto::mesh::v1 as proto;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
@@ -44,6 +45,7 @@ struct Facts {
     correlation_id: Option<Box<str>>,
     reused: Option<bool>,
     detail: Option<String>,
+    audited: Vec<Arc<str>>,
 }
 
 /// How the connection was carried between the pods.
@@ -99,6 +101,16 @@ impl Connection {
     /// The rule that decided.
     pub fn rule(&mut self, rule: Arc<str>) {
         self.facts.rule = Some(rule);
+    }
+
+    /// What policy decided: the rule, and the rules in audit that would have decided otherwise.
+    pub fn decided(&mut self, decision: &Decision) {
+        self.facts.rule = decision.rule.clone().or_else(|| self.facts.rule.take());
+        self.facts.audited = decision.audited.clone();
+        if !decision.audited.is_empty() {
+            let labels = DirectionLabels { direction: self.direction.as_str() };
+            self.telemetry.metrics.audited_connections.get_or_create(&labels).inc();
+        }
     }
 
     /// What kind of edge it belongs to; [`EdgeKind::Mesh`] where it is not called.
@@ -271,6 +283,7 @@ impl Connection {
             duration: milliseconds_text(self.started.elapsed()),
             end,
             policy_rule: facts.rule.as_deref(),
+            policy_audited: facts.audited.iter().map(|rule| &**rule).collect(),
             refusal_cause: refused.map(|(cause, _)| cause),
             error: refused.map(|(_, reason)| reason).or(facts.detail.as_deref()),
             correlation_id: facts.correlation_id.as_deref(),
@@ -331,6 +344,8 @@ struct Line<'a> {
     end: &'static str,
     #[serde(rename = "policy.rule", skip_serializing_if = "Option::is_none")]
     policy_rule: Option<&'a str>,
+    #[serde(rename = "policy.audited", skip_serializing_if = "Vec::is_empty")]
+    policy_audited: Vec<&'a str>,
     #[serde(rename = "refusal.cause", skip_serializing_if = "Option::is_none")]
     refusal_cause: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -28,6 +28,8 @@ pub struct Metrics {
     pub refusals: Family<RefusalLabels, Counter>,
     /// Application connections open now.
     pub open_connections: Family<DirectionLabels, Gauge>,
+    /// Connections that a rule in audit would have decided otherwise.
+    pub audited_connections: Family<DirectionLabels, Counter>,
     /// Tunnels that wait in the pool for their next stream.
     pub idle_tunnels: Gauge,
     /// Access log lines lost because the log's reader was too slow.
@@ -93,6 +95,7 @@ impl Metrics {
             handshakes: Family::default(),
             refusals: Family::default(),
             open_connections: Family::default(),
+            audited_connections: Family::default(),
             idle_tunnels: Gauge::default(),
             access_log_dropped: Counter::default(),
             svid_not_after: Gauge::default(),
@@ -116,6 +119,11 @@ impl Metrics {
         registry.register("build", "What runs here", build);
         registry.register("tls_handshakes", "TLS handshakes by result", self.handshakes.clone());
         registry.register("refused_connections", "Connections refused, by cause", self.refusals.clone());
+        registry.register(
+            "audited_connections",
+            "Connections let through that a rule in audit would have refused; the access log names it",
+            self.audited_connections.clone(),
+        );
         registry.register("open_connections", "Application connections open now", self.open_connections.clone());
         registry.register("idle_tunnels", "Tunnels waiting for their next stream", self.idle_tunnels.clone());
         let help = "Access log lines lost because their reader was too slow or failed";

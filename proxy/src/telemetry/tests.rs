@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::test_support::id;
+use byrnie_policy::{Decision, Reason};
 
 struct Recorded {
     telemetry: Telemetry,
@@ -93,6 +94,22 @@ fn a_connection_that_nobody_finished_is_aborted_and_still_counted() {
     let text = recorded.telemetry.metrics().encode();
     assert!(text.contains("byrnie_open_connections{direction=\"inbound\"} 0"), "{text}");
     assert!(text.contains("byrnie_tcp_connections_closed_total{"), "{text}");
+}
+
+#[test]
+fn a_rule_in_audit_that_would_have_refused_is_in_the_log_and_the_metric() {
+    let recorded = recorded();
+    let mut connection = recorded.connection(Direction::Inbound);
+    connection.decided(&Decision {
+        allowed: true,
+        rule: None,
+        reason: Reason::DefaultAllow,
+        audited: vec!["AuthorizationPolicy shop/strict[0]".into()],
+    });
+    connection.finish(1, 1, "clean");
+    assert_eq!(recorded.lines()[0]["policy.audited"], serde_json::json!(["AuthorizationPolicy shop/strict[0]"]));
+    let text = recorded.telemetry.metrics().encode();
+    assert!(text.contains("byrnie_audited_connections_total{direction=\"inbound\"} 1"), "{text}");
 }
 
 #[test]

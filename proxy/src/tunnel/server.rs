@@ -143,9 +143,7 @@ async fn serve_stream(
         }
     };
     connection.destination(own.workload.clone(), Some(own.spiffe_id.clone()));
-    if let Some(rule) = &authorized.decision().rule {
-        connection.rule(rule.clone());
-    }
+    connection.decided(authorized.decision());
     let application = match dial_application(shared, &authorized, dialled).await {
         Ok(application) => application,
         Err(error) => {
