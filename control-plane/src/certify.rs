@@ -104,10 +104,14 @@ impl Plane {
         if request.csr.len() > limits::CSR_BYTES {
             return Err(Refused::CsrTooLong(request.csr.len()));
         }
+        let public_key = || csr::public_key(&request.csr).map_err(|error| Refused::Csr(error.to_string()));
         let token = request.credential.map(|Credential::JoinToken(token)| token);
-        let pod = match &token {
-            Some(token) => self.pod_of_token(token)?,
-            None => self.bind(caller.identity.as_ref())?.pod,
+        let (pod, public_key) = match &token {
+            Some(token) => {
+                let public_key = public_key()?;
+                (self.pod_of_token(token, &public_key)?, public_key)
+            }
+            None => (self.bind(caller.identity.as_ref())?.pod, public_key()?),
         };
         if pod.finished {
             return Err(Refused::Finished(pod.place()));
@@ -118,10 +122,9 @@ impl Plane {
         if !self.allowances.certificate(&pod.uid) {
             return Err(Refused::TooMany(pod.place()));
         }
-        let public_key = csr::public_key(&request.csr).map_err(|error| Refused::Csr(error.to_string()))?;
         // Last of the checks: a request that fails for another reason has not used its token up.
         if let Some(token) = &token {
-            self.journal.spend_token(token).await?;
+            self.journal.spend_token(token, &public_key).await?;
         }
         let holder = Holder::Pod(pod.uid.clone());
         let certificate = match self.issue(&public_key, &pod.spiffe_id, holder, &pod.workload).await {
@@ -158,8 +161,8 @@ impl Plane {
         }
     }
 
-    fn pod_of_token(&self, token: &str) -> Result<Arc<PodFacts>, Refused> {
-        let binding = self.journal.check_token(token)?;
+    fn pod_of_token(&self, token: &str, public_key: &[u8]) -> Result<Arc<PodFacts>, Refused> {
+        let binding = self.journal.check_token(token, public_key)?;
         let model = self.model.load();
         let pod = model
             .pod(&binding.namespace, &binding.pod)

@@ -33,6 +33,55 @@ async fn a_join_token_gives_its_pod_an_identity_once() {
 }
 
 #[tokio::test]
+async fn an_answer_that_got_lost_is_asked_for_again_with_the_same_key() {
+    let mut rig = Rig::start().await;
+    let token = rig.token("web", "web-0", 60).await;
+    let key = KeyPair::generate().unwrap();
+    // Nobody reads it: the connection ends with this line.
+    drop(rig.certify_key(&key, Some(token.clone()), None).await.unwrap());
+    rig.down().await;
+    rig.up().await;
+
+    let stranger = rig.certify(Some(token.clone()), None).await.unwrap_err();
+    assert_eq!(stranger.code(), Code::Unauthenticated);
+    assert!(stranger.message().contains("already used"), "{}", stranger.message());
+    let chain = rig.certify_key(&key, Some(token.clone()), None).await.unwrap();
+    rig.verifier().verify(&chain).unwrap();
+
+    rig.time.advance(Duration::from_secs(61));
+    let late = rig.certify_key(&key, Some(token), None).await.unwrap_err();
+    assert!(late.message().contains("expired"), "{}", late.message());
+    let svid = Svid::new(chain, key).unwrap();
+    rig.certify(None, Some(&svid)).await.expect("what came the second time is as good as the first");
+}
+
+#[tokio::test]
+async fn of_two_keys_that_come_with_one_token_at_once_one_is_certified_each_time() {
+    let rig = Rig::start().await;
+    let token = rig.token("web", "web-0", 0).await;
+    let (one, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let ask = |key| rig.certify_key(key, Some(token.clone()), None);
+    let (a, b, c, d) = tokio::join!(ask(&one), ask(&other), ask(&one), ask(&other));
+    assert_eq!((a.is_ok(), b.is_ok()), (c.is_ok(), d.is_ok()), "the same key, the same answer");
+    assert_ne!(a.is_ok(), b.is_ok());
+}
+
+#[tokio::test]
+async fn a_token_without_the_private_key_that_it_was_used_for_is_worth_nothing() {
+    let rig = Rig::start().await;
+    let token = rig.token("web", "web-0", 0).await;
+    let key = KeyPair::generate().unwrap();
+    rig.certify_key(&key, Some(token.clone()), None).await.unwrap();
+    // The request with that public key, but with a signature of somebody else.
+    let mut csr = key.csr_der().unwrap();
+    *csr.last_mut().unwrap() ^= 1;
+    let credential = Some(byrnie_proto::mesh::v1::certify_request::Credential::JoinToken(token));
+    let request = CertifyRequest { csr, credential };
+    let refused = IdentityClient::new(rig.channel(None).await.unwrap()).certify(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
 async fn wrong_expired_and_revoked_tokens_are_refused_with_their_reason() {
     let rig = Rig::start().await;
     let refused = rig.certify(Some("byrnie-join.0123456789abcdef.x".to_owned()), None).await.unwrap_err();

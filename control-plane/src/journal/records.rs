@@ -106,6 +106,10 @@ pub(super) struct TokenRecord {
     pub(super) expires: i64,
     #[prost(enumeration = "TokenState", tag = "6")]
     pub(super) state: i32,
+    /// SHA-256 of the public key (SubjectPublicKeyInfo, DER) that it was used for; empty where it is unused, and in
+    /// records from before this was kept.
+    #[prost(bytes = "vec", tag = "7")]
+    pub(super) key: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, prost::Enumeration)]

@@ -75,13 +75,16 @@ impl Store {
         Ok((Self { path: place, writer }, stored))
     }
 
-    pub(super) async fn commit(&self, writes: Vec<Write>) -> Result<(), JournalError> {
-        let failed = |reason: String| JournalError::Store { path: self.path.clone(), reason };
+    /// The writes have their place in the order when this returns, and are on the disk when its future is ready: who
+    /// calls it under the lock of what is written can't be overtaken by an older state.
+    pub(super) fn commit(&self, writes: Vec<Write>) -> impl Future<Output = Result<(), JournalError>> + Send + use<> {
+        let path = self.path.clone();
         let (done, committed) = oneshot::channel();
-        self.writer.send(Order { writes, done }).map_err(|_| failed("its writer has ended".to_owned()))?;
-        match committed.await {
-            Ok(result) => result.map_err(failed),
-            Err(_) => Err(failed("its writer has ended".to_owned())),
+        // Where the writer has ended the order is dropped, and `done` with it.
+        let _ = self.writer.send(Order { writes, done });
+        async move {
+            let ended = || Err("its writer has ended".to_owned());
+            committed.await.unwrap_or_else(|_| ended()).map_err(|reason| JournalError::Store { path, reason })
         }
     }
 }

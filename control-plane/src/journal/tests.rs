@@ -3,7 +3,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use aws_lc_rs::digest::{SHA256, digest};
 use byrnie_identity::ManualClock;
+use prost::Message;
 
 use super::*;
 
@@ -47,34 +49,106 @@ impl Rig {
     }
 }
 
+/// Public keys, as far as the journal is concerned.
+const KEY: &[u8] = b"a public key";
+const OTHER_KEY: &[u8] = b"another one";
+
 fn binding() -> TokenBinding {
     TokenBinding { namespace: "shop".to_owned(), service_account: "web".to_owned(), pod: "web-0".to_owned() }
 }
 
 #[tokio::test]
-async fn a_token_is_good_once_also_after_a_restart() {
+async fn a_token_is_good_for_one_key_also_after_a_restart() {
     let rig = rig();
     let journal = rig.open();
     let made = journal.create_token(binding(), Duration::ZERO).await.unwrap();
-    assert_eq!(journal.check_token(&made.token), Ok(binding()));
-    assert_eq!(journal.spend_token(&made.token).await, Ok(binding()));
-    assert_eq!(journal.spend_token(&made.token).await, Err(TokenError::Used { id: made.id.clone() }));
-    drop(journal);
-    let journal = rig.open();
-    assert_eq!(journal.spend_token(&made.token).await, Err(TokenError::Used { id: made.id.clone() }));
+    let used = || TokenError::Used { id: made.id.clone() };
+    assert_eq!(journal.check_token(&made.token, KEY), Ok(binding()));
+    assert_eq!(journal.check_token(&made.token, OTHER_KEY), Ok(binding()), "nobody has used it yet");
+    let mut journal = journal;
+    for _ in 0..2 {
+        assert_eq!(journal.spend_token(&made.token, KEY).await, Ok(binding()));
+        for other in [OTHER_KEY, b""] {
+            assert_eq!(journal.check_token(&made.token, other), Err(used()));
+            assert_eq!(journal.spend_token(&made.token, other).await, Err(used()));
+        }
+        assert_eq!(journal.check_token(&made.token, KEY), Ok(binding()));
+        drop(journal);
+        journal = rig.open();
+    }
 }
 
 #[tokio::test]
-async fn of_many_who_spend_one_token_at_once_one_succeeds() {
+async fn of_many_keys_that_spend_one_token_at_once_one_succeeds_and_each_time() {
     let rig = rig();
     let journal = Arc::new(rig.open());
     let token = Arc::new(journal.create_token(binding(), Duration::ZERO).await.unwrap().token);
     let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..16 {
-        let (journal, token) = (journal.clone(), token.clone());
-        tasks.spawn(async move { journal.spend_token(&token).await.is_ok() });
+    for number in 0..32_u8 {
+        let (journal, token, key) = (journal.clone(), token.clone(), number % 4);
+        tasks.spawn(async move { journal.spend_token(&token, &[key]).await.is_ok().then_some(key) });
     }
-    assert_eq!(tasks.join_all().await.into_iter().filter(|spent| *spent).count(), 1);
+    let spent: Vec<u8> = tasks.join_all().await.into_iter().flatten().collect();
+    assert!(spent.len() == 8 && spent.iter().all(|key| *key == spent[0]), "{spent:?}");
+}
+
+#[tokio::test]
+async fn a_used_token_that_expired_or_was_revoked_is_worth_nothing_to_its_own_key() {
+    let rig = rig();
+    let journal = rig.open();
+    let expiring = journal.create_token(binding(), Duration::from_secs(60)).await.unwrap();
+    let revoked = journal.create_token(binding(), Duration::from_secs(3600)).await.unwrap();
+    journal.spend_token(&expiring.token, KEY).await.unwrap();
+    journal.spend_token(&revoked.token, KEY).await.unwrap();
+    assert!(journal.revoke_token(&revoked.id).await.unwrap());
+    drop(journal);
+    let journal = rig.open();
+    rig.time.advance(Duration::from_secs(60));
+    assert!(matches!(journal.check_token(&expiring.token, KEY), Err(TokenError::Expired { .. })));
+    assert!(matches!(journal.spend_token(&expiring.token, KEY).await, Err(TokenError::Expired { .. })));
+    assert_eq!(journal.check_token(&revoked.token, KEY), Err(TokenError::Revoked { id: revoked.id.clone() }));
+    assert_eq!(journal.spend_token(&revoked.token, KEY).await, Err(TokenError::Revoked { id: revoked.id.clone() }));
+}
+
+#[tokio::test]
+async fn a_used_token_from_before_keys_were_recorded_is_good_for_none() {
+    let rig = rig();
+    let journal = rig.open();
+    let made = journal.create_token(binding(), Duration::ZERO).await.unwrap();
+    let secret = made.token.rsplit('.').next().unwrap();
+    let TokenBinding { namespace, service_account, pod } = binding();
+    let old = records::TokenRecord {
+        hash: digest(&SHA256, secret.as_bytes()).as_ref().to_vec(),
+        namespace,
+        service_account,
+        pod,
+        expires: made.expires,
+        state: records::TokenState::Used.into(),
+        key: Vec::new(),
+    };
+    let write = Write::put(Table::Tokens, made.id.clone(), old.encode_to_vec());
+    journal.store.commit(vec![write]).await.unwrap();
+    drop(journal);
+    let journal = rig.open();
+    assert_eq!(journal.spend_token(&made.token, KEY).await, Err(TokenError::Used { id: made.id.clone() }));
+}
+
+#[tokio::test]
+async fn a_token_that_one_of_two_uses_gives_back_stays_with_its_key() {
+    let rig = rig();
+    let mut journal = rig.open();
+    let made = journal.create_token(binding(), Duration::ZERO).await.unwrap();
+    let used = || TokenError::Used { id: made.id.clone() };
+    journal.spend_token(&made.token, KEY).await.unwrap();
+    for _ in 0..2 {
+        journal.spend_token(&made.token, KEY).await.unwrap();
+        journal.give_back_token(&made.token).await.unwrap();
+        assert_eq!(journal.spend_token(&made.token, OTHER_KEY).await, Err(used()));
+        // The first use counts after a restart too.
+        drop(journal);
+        journal = rig.open();
+    }
+    assert_eq!(journal.spend_token(&made.token, OTHER_KEY).await, Err(used()));
 }
 
 #[tokio::test]
@@ -86,12 +160,12 @@ async fn expired_revoked_and_unknown_tokens_are_refused_with_their_reason() {
     assert!(journal.revoke_token(&revoked.id).await.unwrap());
     assert!(!journal.revoke_token("0000000000000000").await.unwrap());
     rig.time.advance(Duration::from_secs(61));
-    assert!(matches!(journal.spend_token(&expiring.token).await, Err(TokenError::Expired { .. })));
-    assert_eq!(journal.spend_token(&revoked.token).await, Err(TokenError::Revoked { id: revoked.id.clone() }));
+    assert!(matches!(journal.spend_token(&expiring.token, KEY).await, Err(TokenError::Expired { .. })));
+    assert_eq!(journal.spend_token(&revoked.token, KEY).await, Err(TokenError::Revoked { id: revoked.id.clone() }));
 
     let forged = format!("byrnie-join.{}.{}", expiring.id, "0".repeat(64));
     for wrong in ["", "byrnie-join", "byrnie-join..", "x.y.z", forged.as_str()] {
-        assert_eq!(journal.spend_token(wrong).await, Err(TokenError::Unknown), "{wrong}");
+        assert_eq!(journal.spend_token(wrong, KEY).await, Err(TokenError::Unknown), "{wrong}");
     }
 }
 
@@ -100,14 +174,14 @@ async fn a_token_that_was_spent_for_nothing_is_good_again_unless_it_was_revoked(
     let rig = rig();
     let journal = rig.open();
     let made = journal.create_token(binding(), Duration::ZERO).await.unwrap();
-    journal.spend_token(&made.token).await.unwrap();
+    journal.spend_token(&made.token, KEY).await.unwrap();
     journal.give_back_token(&made.token).await.unwrap();
     drop(journal);
     let journal = rig.open();
-    journal.spend_token(&made.token).await.unwrap();
+    journal.spend_token(&made.token, OTHER_KEY).await.unwrap();
     assert!(journal.revoke_token(&made.id).await.unwrap());
     journal.give_back_token(&made.token).await.unwrap();
-    assert_eq!(journal.spend_token(&made.token).await, Err(TokenError::Revoked { id: made.id.clone() }));
+    assert_eq!(journal.spend_token(&made.token, OTHER_KEY).await, Err(TokenError::Revoked { id: made.id.clone() }));
 }
 
 #[tokio::test]

@@ -1,4 +1,7 @@
 //! Join tokens: how a proxy outside of Kubernetes proves, once, for which pod it speaks.
+//!
+//! A token is good for one key, not for one request: an answer can get lost after the token was used, and the proxy,
+//! which keeps its key until it has a certificate, asks again. Whoever else finds the token has another key.
 
 use std::{fmt, time::Duration};
 
@@ -48,8 +51,10 @@ pub enum TokenError {
         "join token unknown: it was not made by this control plane, or its file is damaged; make one with `byrnie token create`"
     )]
     Unknown,
-    /// Somebody has used it.
-    #[error("join token {id} already used: a token is good once; make a new one with `byrnie token create`")]
+    /// It was used for another key.
+    #[error(
+        "join token {id} already used: a token is good for one key, and this is another; make a new one with `byrnie token create`"
+    )]
     Used {
         /// Which.
         id: String,
@@ -80,6 +85,10 @@ pub(super) struct Token {
     binding: TokenBinding,
     pub(super) expires: i64,
     state: TokenState,
+    /// SHA-256 of the public key that it is used for; empty where there is none.
+    key: Vec<u8>,
+    /// Acceptances that were not given back: each may have made a certificate.
+    acceptances: u64,
 }
 
 impl Journal {
@@ -92,70 +101,86 @@ impl Journal {
         let id = random_hex::<ID_BYTES>().to_string();
         let secret = random_hex::<SECRET_BYTES>();
         let expires = unix(self.clock.wall() + ttl);
-        let token = Token { hash: hash(&secret), binding, expires, state: TokenState::Unused };
-        let write = Write::put(Table::Tokens, id.clone(), token.encode());
-        {
+        let state = TokenState::Unused;
+        let hash = sha256(secret.as_bytes());
+        let token = Token { hash, binding, expires, state, key: Vec::new(), acceptances: 0 };
+        let written = {
             let mut ledger = self.lock();
             if ledger.tokens.len() >= limits::TOKENS {
                 return Err(JournalError::TooManyTokens(ledger.tokens.len()));
             }
+            let write = token.write(&id);
             ledger.tokens.insert(id.clone(), token);
-        }
-        self.store.commit(vec![write]).await?;
+            self.store.commit(vec![write])
+        };
+        written.await?;
         let token = Zeroizing::new(format!("{PREFIX}.{id}.{}", secret.as_str()));
         Ok(NewToken { token, id, expires })
     }
 
-    /// For whom a token speaks, if it could be spent now.
+    /// For whom a token speaks, if it could be spent now for this key (SubjectPublicKeyInfo, DER).
     ///
     /// # Errors
     /// [`TokenError`]: it could not.
-    pub fn check_token(&self, text: &str) -> Result<TokenBinding, TokenError> {
+    pub fn check_token(&self, text: &str, public_key: &[u8]) -> Result<TokenBinding, TokenError> {
         let now = unix(self.clock.wall());
         let ledger = self.lock();
         let (id, secret) = parse(text).ok_or(TokenError::Unknown)?;
-        ledger.tokens.get(id).ok_or(TokenError::Unknown)?.usable(id, secret, now)?;
-        ledger.tokens.get(id).map(|token| token.binding.clone()).ok_or(TokenError::Unknown)
+        let token = ledger.tokens.get(id).ok_or(TokenError::Unknown)?;
+        token.usable(id, secret, &sha256(public_key), now)?;
+        Ok(token.binding.clone())
     }
 
-    /// Uses a token up. Of two that try at once, one succeeds.
+    /// Uses a token up for a key (SubjectPublicKeyInfo, DER) of which the caller has proved possession; again for the
+    /// same key until it expires. Of two keys that try at once, one succeeds.
     ///
     /// # Errors
     /// [`TokenError`]: it is not usable, or its use could not be written down.
-    pub async fn spend_token(&self, text: &str) -> Result<TokenBinding, TokenError> {
+    pub async fn spend_token(&self, text: &str, public_key: &[u8]) -> Result<TokenBinding, TokenError> {
         let now = unix(self.clock.wall());
         let (id, secret) = parse(text).ok_or(TokenError::Unknown)?;
-        let (binding, write) = {
+        let key = sha256(public_key);
+        let (binding, written) = {
             let mut ledger = self.lock();
             let token = ledger.tokens.get_mut(id).ok_or(TokenError::Unknown)?;
-            token.usable(id, secret, now)?;
+            token.usable(id, secret, &key, now)?;
             token.state = TokenState::Used;
-            (token.binding.clone(), Write::put(Table::Tokens, id.to_owned(), token.encode()))
+            token.key = key;
+            token.acceptances = token.acceptances.saturating_add(1);
+            // Also where it was used before: the write of the first use may be under way still, and fail.
+            (token.binding.clone(), self.store.commit(vec![token.write(id)]))
         };
-        if let Err(error) = self.store.commit(vec![write]).await {
-            self.set_unused(id);
+        if let Err(error) = written.await {
+            // Nothing to wait for: what the disk says of it is at worst that it is used for this key.
+            drop(self.take_back(id));
             return Err(TokenError::Journal(error.to_string()));
         }
         Ok(binding)
     }
 
-    /// Gives a token back that was spent for nothing: the caller was handed no certificate.
+    /// Gives a token back that was spent for nothing: the caller was handed no certificate. It stays with its key while
+    /// another of its uses may have come to something.
     ///
     /// # Errors
     /// [`JournalError::Store`]: it is given back only until a restart.
     pub async fn give_back_token(&self, text: &str) -> Result<(), JournalError> {
-        let Some(write) = parse(text).and_then(|(id, _)| self.set_unused(id)) else {
-            return Ok(());
-        };
-        self.store.commit(vec![write]).await
+        match parse(text).and_then(|(id, _)| self.take_back(id)) {
+            Some(written) => written.await,
+            None => Ok(()),
+        }
     }
 
     /// Only of a token that was spent by whoever calls this; one that was revoked meanwhile stays so.
-    fn set_unused(&self, id: &str) -> Option<Write> {
+    fn take_back(&self, id: &str) -> Option<impl Future<Output = Result<(), JournalError>> + Send + use<>> {
         let mut ledger = self.lock();
         let token = ledger.tokens.get_mut(id).filter(|token| token.state == TokenState::Used)?;
+        token.acceptances = token.acceptances.saturating_sub(1);
+        if token.acceptances > 0 {
+            return None;
+        }
         token.state = TokenState::Unused;
-        Some(Write::put(Table::Tokens, id.to_owned(), token.encode()))
+        token.key.clear();
+        Some(self.store.commit(vec![token.write(id)]))
     }
 
     /// Makes a token worthless; false where no such token is on record.
@@ -163,15 +188,15 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Store`]: revoked only until a restart.
     pub async fn revoke_token(&self, id: &str) -> Result<bool, JournalError> {
-        let write = {
+        let written = {
             let mut ledger = self.lock();
             let Some(token) = ledger.tokens.get_mut(id) else {
                 return Ok(false);
             };
             token.state = TokenState::Revoked;
-            Write::put(Table::Tokens, id.to_owned(), token.encode())
+            self.store.commit(vec![token.write(id)])
         };
-        self.store.commit(vec![write]).await?;
+        written.await?;
         Ok(true)
     }
 }
@@ -185,31 +210,36 @@ impl Token {
         }
         let binding =
             TokenBinding { namespace: record.namespace, service_account: record.service_account, pod: record.pod };
-        Ok(Self { hash: record.hash, binding, expires: record.expires, state })
+        // Who was handed what before the restart is not known: nothing takes this one back.
+        let acceptances = u64::from(state == TokenState::Used);
+        Ok(Self { hash: record.hash, binding, expires: record.expires, state, key: record.key, acceptances })
     }
 
-    fn encode(&self) -> Vec<u8> {
-        TokenRecord {
+    fn write(&self, id: &str) -> Write {
+        let record = TokenRecord {
             hash: self.hash.clone(),
             namespace: self.binding.namespace.clone(),
             service_account: self.binding.service_account.clone(),
             pod: self.binding.pod.clone(),
             expires: self.expires,
             state: self.state.into(),
-        }
-        .encode_to_vec()
+            key: self.key.clone(),
+        };
+        Write::put(Table::Tokens, id.to_owned(), record.encode_to_vec())
     }
 
     /// The secret is judged first: who does not hold it learns nothing of the token's state.
-    fn usable(&self, id: &str, secret: &str, now: i64) -> Result<(), TokenError> {
-        verify_slices_are_equal(&self.hash, &hash(secret)).map_err(|_| TokenError::Unknown)?;
+    fn usable(&self, id: &str, secret: &str, key: &[u8], now: i64) -> Result<(), TokenError> {
+        verify_slices_are_equal(&self.hash, &sha256(secret.as_bytes())).map_err(|_| TokenError::Unknown)?;
         let id = id.to_owned();
         match self.state {
-            TokenState::Used => Err(TokenError::Used { id }),
+            TokenState::Used if self.key != key => Err(TokenError::Used { id }),
             TokenState::Revoked => Err(TokenError::Revoked { id }),
             TokenState::Unspecified => Err(TokenError::Unknown),
-            TokenState::Unused if self.expires <= now => Err(TokenError::Expired { id, expires: self.expires }),
-            TokenState::Unused => Ok(()),
+            TokenState::Unused | TokenState::Used if self.expires <= now => {
+                Err(TokenError::Expired { id, expires: self.expires })
+            }
+            TokenState::Unused | TokenState::Used => Ok(()),
         }
     }
 }
@@ -231,8 +261,8 @@ fn parse(text: &str) -> Option<(&str, &str)> {
     (id.len() == 2 * ID_BYTES && secret.len() == 2 * SECRET_BYTES).then_some((id, secret))
 }
 
-fn hash(secret: &str) -> Vec<u8> {
-    digest::digest(&digest::SHA256, secret.as_bytes()).as_ref().to_vec()
+fn sha256(bytes: &[u8]) -> Vec<u8> {
+    digest::digest(&digest::SHA256, bytes).as_ref().to_vec()
 }
 
 fn random_hex<const BYTES: usize>() -> Zeroizing<String> {

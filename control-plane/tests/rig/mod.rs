@@ -185,11 +185,21 @@ impl Rig {
 
     pub async fn certify(&self, token: Option<String>, svid: Option<&Svid>) -> Result<Svid, Status> {
         let key = KeyPair::generate().unwrap();
+        let chain = self.certify_key(&key, token, svid).await?;
+        Ok(Svid::new(chain, key).unwrap())
+    }
+
+    /// A chain for this key.
+    pub async fn certify_key(
+        &self,
+        key: &KeyPair,
+        token: Option<String>,
+        svid: Option<&Svid>,
+    ) -> Result<Vec<CertificateDer<'static>>, Status> {
         let channel = self.channel(svid).await.map_err(|error| Status::unavailable(format!("{error:?}")))?;
         let request = CertifyRequest { csr: key.csr_der().unwrap(), credential: token.map(Credential::JoinToken) };
         let response = IdentityClient::new(channel).certify(request).await?.into_inner();
-        let chain = response.chain.into_iter().map(CertificateDer::from).collect();
-        Ok(Svid::new(chain, key).unwrap())
+        Ok(response.chain.into_iter().map(CertificateDer::from).collect())
     }
 
     /// The SVID of a pod, by way of a join token.
