@@ -192,7 +192,7 @@ impl PendingKey {
     fn take_for(&self, chain: &[CertificateDer<'_>]) -> Option<KeyPair> {
         let leaf = ParsedCertificate::try_from(chain.first()?).ok()?;
         let certified = leaf.subject_public_key_info();
-        self.lock().take_if(|key| *key.spki_der() == **certified)
+        self.lock().take_if(|key| key.spki_der() == *certified)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<KeyPair>> {
