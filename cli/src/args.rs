@@ -237,7 +237,7 @@ pub struct CaptureArgs {
 /// `byrnie token …`
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
-    /// Make a join token for one pod and print it: short-lived, and good for one use.
+    /// Make a join token for one pod and print it: short-lived, and good for the first key that uses it.
     Create {
         /// The pod that may use it.
         #[arg(value_name = "NAMESPACE/POD", required_unless_present_all = ["namespace", "pod_name"])]
@@ -258,7 +258,7 @@ pub enum TokenCommand {
         #[arg(short, long, value_enum, default_value_t)]
         output: Format,
     },
-    /// Make an unused token worthless.
+    /// Make a token worthless.
     Revoke {
         /// Its ID, as `token create -o json` printed it.
         id: String,

@@ -76,7 +76,7 @@ impl Client {
         answer.map(tonic::Response::into_inner).map_err(|status| self.refused(&status))
     }
 
-    /// Makes an unused join token worthless.
+    /// Makes a join token worthless.
     ///
     /// # Errors
     /// The control plane went away, or knows no such token.
