@@ -59,6 +59,8 @@ pub enum Command {
     /// Who has an identity, and what proves it.
     #[command(subcommand)]
     Identity(IdentityCommand),
+    /// What is not as it should be: objects that were refused, proxies that are away or not ready; exit 1 if anything.
+    Check(CheckArgs),
     /// Who talks to whom, as the proxies saw it, and whether it was encrypted.
     Edges(EdgesArgs),
     /// The proxies: how they are, and new certificates for them.
@@ -180,6 +182,14 @@ pub struct EdgesArgs {
     /// Exit with 1 when any edge inside the mesh, or from an ingress into it, is not secured.
     #[arg(long)]
     pub require_mtls: bool,
+}
+
+/// `byrnie check`.
+#[derive(Debug, ClapArgs)]
+pub struct CheckArgs {
+    /// The form of the listing.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
 }
 
 /// `byrnie proxy …`

@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod capture;
+mod check;
 mod completions;
 mod edges;
 mod identity;
@@ -21,6 +22,7 @@ pub(crate) fn dispatch(args: Args) -> Result<Exit, Failure> {
     match args.command {
         Command::Demo(options) => demo::run(&args.mesh, options),
         Command::Identity(command) => identity::run(&args.mesh, command),
+        Command::Check(options) => check::run(&args.mesh, &options),
         Command::Edges(options) => edges::run(&args.mesh, &options),
         Command::Proxy(command) => proxy::run(&args.mesh, command),
         Command::Capture(command) => capture::run(command),

@@ -12,7 +12,7 @@ use crate::run::Options;
 /// The mesh is described by a directory of YAML files: Namespaces, Pods, Services, ServiceAccounts and
 /// EndpointSlices as Kubernetes writes them, and the kinds of byrnie.dev (MeshConfig, MtlsPolicy,
 /// AuthorizationPolicy, IngressPolicy, EgressPolicy). Changes are taken up as they are written; a file with a mistake
-/// keeps its last good content, and `byrnie` shows the mistake.
+/// keeps its last good content, and `byrnie check` shows the mistake.
 #[derive(Debug, Parser)]
 #[command(name = "byrnie-control-plane", version, after_long_help = EXAMPLES)]
 pub struct Arguments {
