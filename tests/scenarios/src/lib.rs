@@ -2,7 +2,7 @@
 //! `byrnie-control-plane`, one network namespace per pod, real capture; applications live in the test process itself,
 //! on sockets that were opened inside the pods' namespaces.
 //!
-//! ```ignore
+//! ```text
 //! async fn two_pods_talk(world: World) {
 //!     let mesh = Mesh::start(&world).await;
 //!     let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;
