@@ -98,14 +98,9 @@ impl Connection {
         self.facts.service = Some(service);
     }
 
-    /// The rule that decided.
-    pub fn rule(&mut self, rule: Arc<str>) {
-        self.facts.rule = Some(rule);
-    }
-
     /// What policy decided: the rule, and the rules in audit that would have decided otherwise.
     pub fn decided(&mut self, decision: &Decision) {
-        self.facts.rule = decision.rule.clone().or_else(|| self.facts.rule.take());
+        self.facts.rule = decision.rule.clone();
         self.facts.audited = decision.audited.clone();
         if !decision.audited.is_empty() {
             let labels = DirectionLabels { direction: self.direction.as_str() };

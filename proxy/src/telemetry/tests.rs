@@ -96,6 +96,10 @@ fn a_connection_that_nobody_finished_is_aborted_and_still_counted() {
     assert!(text.contains("byrnie_tcp_connections_closed_total{"), "{text}");
 }
 
+fn by_rule(reason: Reason, rule: &str) -> Decision {
+    Decision { allowed: reason.allows(), rule: Some(rule.into()), reason, audited: vec![] }
+}
+
 #[test]
 fn a_rule_in_audit_that_would_have_refused_is_in_the_log_and_the_metric() {
     let recorded = recorded();
@@ -117,7 +121,7 @@ fn a_refusal_is_in_the_log_the_ring_the_edge_and_the_metric() {
     let recorded = recorded();
     let mut connection = recorded.connection(Direction::Inbound);
     connection.correlation_id("c0ffee");
-    connection.rule("AuthorizationPolicy shop/orders[0]".into());
+    connection.decided(&by_rule(Reason::DenyRule, "AuthorizationPolicy shop/orders[0]"));
     connection.refuse("policy-denied", "port 80 is not allowed".into());
     let line = &recorded.lines()[0];
     assert_eq!(line["refusal.cause"], "policy-denied");
@@ -153,7 +157,7 @@ fn egress_is_recorded_whether_it_was_allowed_or_not() {
         connection.source("shop/stock".into(), None);
         connection.kind(EdgeKind::Egress);
         if allowed {
-            connection.rule("EgressPolicy shop/out[0]".into());
+            connection.decided(&by_rule(Reason::EgressRule, "EgressPolicy shop/out[0]"));
             connection.plaintext();
             connection.finish(1, 1, "clean");
         } else {
