@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::model::Endpoint;
+use crate::random;
 
 /// How much of the average the newest measurement makes: the last ten or so decide.
 const NEWEST: f64 = 0.2;
@@ -91,7 +92,7 @@ impl Loads {
 /// Draws one of `candidates` by weight.
 fn draw<'e>(candidates: &[&'e Endpoint]) -> Option<&'e Endpoint> {
     let total: u64 = candidates.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
-    let mut point = random().checked_rem(total)?;
+    let mut point = random::number().checked_rem(total)?;
     candidates.iter().copied().find(|endpoint| match point.checked_sub(u64::from(endpoint.weight)) {
         None => true,
         Some(rest) => {
@@ -99,12 +100,6 @@ fn draw<'e>(candidates: &[&'e Endpoint]) -> Option<&'e Endpoint> {
             false
         }
     })
-}
-
-fn random() -> u64 {
-    let mut bytes = [0; 8];
-    let _ = aws_lc_rs::rand::fill(&mut bytes);
-    u64::from_le_bytes(bytes)
 }
 
 #[cfg(test)]

@@ -22,10 +22,11 @@ mod certify;
 mod maintain;
 mod state;
 
-pub(crate) use backoff::{Backoff, random_fraction};
+pub(crate) use backoff::Backoff;
 pub use maintain::maintain;
 
 use crate::config::Config;
+use crate::random;
 
 /// The proxy's SVID and trust bundles. Cheap to clone; clones see the same.
 #[derive(Clone)]
@@ -276,7 +277,7 @@ impl Generation {
             client: tls::client_config(Some(&svid), verifier, ALPN_TUNNEL)?,
             server: tls::server_config(&svid, verifier, ALPN_TUNNEL, ClientAuth::Required)?,
             ingress: tls::ingress_server_config(&svid, verifier)?,
-            renew_at: renew_at(&svid, taken_at, random_fraction()),
+            renew_at: renew_at(&svid, taken_at, random::fraction()),
             svid,
         })
     }

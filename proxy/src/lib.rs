@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod limits;
+mod random;
 pub mod shared;
 
 pub mod balance;

@@ -7,12 +7,13 @@ mod tunnelled;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use byrnie_redirect::{CANARY_V4, CANARY_V6, OriginalDestination, original_dst};
+use byrnie_redirect::{OriginalDestination, original_dst};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::inbound::accept;
 use crate::limits::{ACCEPT_BACKOFF, ATTEMPTS};
 use crate::model::{Destination, DestinationKind, Endpoint, Meshed, OwnPod};
+use crate::readiness::Readiness;
 use crate::shared::Shared;
 use crate::sockets;
 use crate::telemetry::{Connection, Direction};
@@ -34,7 +35,7 @@ pub async fn serve(shared: Arc<Shared>, worker: Arc<Worker>, listener: TcpListen
 pub(crate) async fn handle(shared: Arc<Shared>, worker: Arc<Worker>, stream: TcpStream, source: SocketAddr) {
     sockets::reset_unless_clean(&stream);
     let dialled = match original_dst(&stream) {
-        Ok(dialled) if is_canary(dialled) => return shared.readiness.answer_canary(stream, dialled).await,
+        Ok(dialled) if Readiness::is_canary(dialled) => return shared.readiness.answer_canary(stream, dialled).await,
         Ok(dialled) if dialled.0 != stream.local_addr().unwrap_or(dialled.0) => dialled,
         other => {
             let found =
@@ -51,11 +52,6 @@ pub(crate) async fn handle(shared: Arc<Shared>, worker: Arc<Worker>, stream: Tcp
     connection.source(own.workload.clone(), Some(own.spiffe_id.clone()));
     let outbound = Outbound { shared, worker, application: stream, source, dialled, own };
     outbound.run(connection).await;
-}
-
-fn is_canary(dialled: OriginalDestination) -> bool {
-    let ip = dialled.0.ip();
-    ip == CANARY_V4 || ip == CANARY_V6
 }
 
 /// One connection of the application.

@@ -59,10 +59,8 @@ impl Default for Readiness {
 impl Readiness {
     /// Nothing is proved yet.
     pub fn new() -> Self {
-        let mut nonce = [0; 16];
         // Without a random source the greeting is still this program's, only not this process's.
-        let _ = aws_lc_rs::rand::fill(&mut nonce);
-        let nonce: String = nonce.iter().map(|byte| format!("{byte:02x}")).collect();
+        let nonce = crate::random::hex::<16>();
         Self(Arc::new(Inner { greeting: format!("{GREETING}{nonce}\n"), capture: Mutex::default() }))
     }
 

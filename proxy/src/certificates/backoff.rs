@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::random;
+
 /// Waits between attempts: each twice the one before up to a cap, of which between half and all is waited, so that
 /// those who failed together do not come back together.
 #[derive(Debug, Clone)]
@@ -19,7 +21,7 @@ impl Backoff {
 
     /// How long to wait now.
     pub(crate) fn next(&mut self) -> Duration {
-        let wait = self.next.mul_f64(0.5 + 0.5 * random_fraction());
+        let wait = self.next.mul_f64(0.5 + 0.5 * random::fraction());
         self.next = (self.next * 2).min(self.cap);
         wait
     }
@@ -27,15 +29,6 @@ impl Backoff {
     /// An attempt succeeded.
     pub(crate) fn reset(&mut self) {
         self.next = self.first;
-    }
-}
-
-/// From 0 to 1, uniformly. Without a random source it is a half: jitter is lost, nothing else.
-pub(crate) fn random_fraction() -> f64 {
-    let mut bytes = [0; 4];
-    match aws_lc_rs::rand::fill(&mut bytes) {
-        Ok(()) => f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX),
-        Err(_) => 0.5,
     }
 }
 

@@ -189,9 +189,7 @@ fn poll_idle(tunnel: &mut Tunnel, shared: &Shared, cx: &mut Context<'_>) -> Poll
 
 /// Up to a quarter less than `bound`, so that tunnels made together do not end together.
 fn jittered(bound: Duration) -> Duration {
-    let mut random = [0; 1];
-    let _ = aws_lc_rs::rand::fill(&mut random);
-    bound.mul_f64(1.0 - 0.25 * f64::from(random.first().copied().unwrap_or_default()) / 255.0)
+    bound.mul_f64(1.0 - 0.25 * crate::random::fraction())
 }
 
 /// Retires the idle tunnels of one worker when what they rest on has changed: those made with an SVID that is no longer

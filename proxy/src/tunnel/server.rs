@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::certificates::Generation;
 use crate::limits::{CLOSE_NOTIFY, SERVER_IDLE_TUNNEL};
 use crate::model::OwnPod;
+use crate::random;
 use crate::shared::Shared;
 use crate::sockets::{self, ConnectError};
 use crate::streams::{Cut, Grounds, Registered};
@@ -258,7 +259,7 @@ fn refuse(
     mut connection: Connection,
     refusal: Refusal,
 ) -> Result<(), TunnelError> {
-    let correlation_id = correlation_id();
+    let correlation_id = random::hex::<8>();
     connection.correlation_id(&correlation_id);
     if let Some(own) = shared.control.own() {
         connection.destination(own.workload.clone(), Some(own.spiffe_id.clone()));
@@ -271,11 +272,4 @@ fn refuse(
         correlation_id,
     };
     tunnel.send(|session, out| session.refuse(&message, out))
-}
-
-/// Eight random bytes that stand in both access logs.
-fn correlation_id() -> String {
-    let mut bytes = [0; 8];
-    let _ = aws_lc_rs::rand::fill(&mut bytes);
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
