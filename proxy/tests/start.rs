@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use byrnie_identity::authority::CertificateAuthority;
@@ -49,9 +50,17 @@ impl Files {
     }
 }
 
+/// Below the ports that the kernel hands out (`ip_local_port_range` begins at 32768): a port from among those may be
+/// taken by any connection of another test between this look at it and the proxy's start. No two tests get the same.
 fn free_ports() -> [u16; 5] {
-    let listeners = [(); 5].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
+    const FROM: u16 = 16_000;
+    const COUNT: u16 = 16_000;
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    // Runs beside each other begin in different places.
+    let start = u16::try_from(std::process::id() % u32::from(COUNT)).unwrap();
+    let mut free = std::iter::repeat_with(|| FROM + (start + TAKEN.fetch_add(1, Ordering::Relaxed)) % COUNT)
+        .filter(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok() && TcpListener::bind(("::", *port)).is_ok());
+    [(); 5].map(|()| free.next().unwrap())
 }
 
 /// Ends the process when the test does, whatever happens.
