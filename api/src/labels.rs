@@ -29,6 +29,69 @@ pub const EXCLUDE_UIDS: &str = "byrnie.dev/exclude-uids";
 /// Annotation of a pod: network interfaces, separated by commas, whose connections are not captured.
 pub const EXCLUDE_INTERFACES: &str = "byrnie.dev/exclude-interfaces";
 
+/// Annotation of a pod: the image of its proxy, over MeshConfig's.
+pub const PROXY_IMAGE: &str = "byrnie.dev/proxy-image";
+
+/// Annotation of a pod: what its proxy logs.
+pub const LOG_LEVEL: &str = "byrnie.dev/log-level";
+
+/// Annotations of a pod: CPU and memory that its proxy asks for and may have, as Kubernetes quantities.
+pub const PROXY_CPU_REQUEST: &str = "byrnie.dev/proxy-cpu-request";
+/// See [`PROXY_CPU_REQUEST`].
+pub const PROXY_CPU_LIMIT: &str = "byrnie.dev/proxy-cpu-limit";
+/// See [`PROXY_CPU_REQUEST`].
+pub const PROXY_MEMORY_REQUEST: &str = "byrnie.dev/proxy-memory-request";
+/// See [`PROXY_CPU_REQUEST`].
+pub const PROXY_MEMORY_LIMIT: &str = "byrnie.dev/proxy-memory-limit";
+
+/// Annotation that the injector leaves on a pod: the version that injected it.
+pub const INJECTED: &str = "byrnie.dev/injected";
+
+/// The init container that puts the capture rules into the pod's network namespace.
+pub const CAPTURE_CONTAINER: &str = "byrnie-capture";
+
+/// The native sidecar.
+pub const PROXY_CONTAINER: &str = "byrnie-proxy";
+
+/// The volume with the pod's token and the trust bundle.
+pub const IDENTITY_VOLUME: &str = "byrnie-identity";
+
+/// The volume (in memory) with the proxy's key and sockets.
+pub const STATE_VOLUME: &str = "byrnie-state";
+
+/// Where [`IDENTITY_VOLUME`] is mounted: `token` and `bundle.pem` are in it.
+pub const IDENTITY_DIR: &str = "/var/run/secrets/byrnie";
+
+/// Where [`STATE_VOLUME`] is mounted.
+pub const STATE_DIR: &str = "/var/run/byrnie";
+
+/// The user that the proxy runs as.
+pub const PROXY_UID: i64 = 1500;
+
+/// The ConfigMap of every enrolled namespace with the roots of the mesh, PEM.
+pub const BUNDLE_CONFIG_MAP: &str = "byrnie-trust-bundle";
+
+/// The key of [`BUNDLE_CONFIG_MAP`] with the roots.
+pub const BUNDLE_KEY: &str = "bundle.pem";
+
+/// Deployment, Service, ServiceAccount and Lease of the control plane.
+pub const CONTROL_PLANE: &str = "byrnie-control-plane";
+
+/// Deployment, Service, ServiceAccount and both webhook configurations of the injector.
+pub const INJECTOR: &str = "byrnie-injector";
+
+/// The Secret with the mesh's root, in [`SYSTEM_NAMESPACE`].
+pub const CA_SECRET: &str = "byrnie-ca";
+
+/// The Secret (`kubernetes.io/tls`) with the injector's serving certificate, in [`SYSTEM_NAMESPACE`].
+pub const INJECTOR_SECRET: &str = "byrnie-injector-tls";
+
+/// OSM's: on a namespace, the name of the mesh that monitors it; enrols it where MeshConfig adopts that name.
+pub const OSM_MONITORED_BY: &str = "openservicemesh.io/monitored-by";
+
+/// OSM's: annotation of a namespace or pod, `enabled` or `disabled`.
+pub const OSM_INJECTION: &str = "openservicemesh.io/sidecar-injection";
+
 /// The audience to which the ServiceAccount token of a proxy is bound.
 pub const TOKEN_AUDIENCE: &str = "byrnie.dev/ca";
 

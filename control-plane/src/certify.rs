@@ -23,6 +23,8 @@ pub(crate) enum Refused {
         "no credential: expected a join token in the request, or a current SVID of this mesh as the client certificate of the connection"
     )]
     NoCredential,
+    #[error("a ServiceAccount token says nothing here: this control plane has a directory as its source")]
+    NoKubernetes,
     #[error("the client certificate of the connection is no longer valid: {0}")]
     NotValid(VerifyError),
     #[error(
@@ -105,7 +107,11 @@ impl Plane {
             return Err(Refused::CsrTooLong(request.csr.len()));
         }
         let public_key = || csr::public_key(&request.csr).map_err(|error| Refused::Csr(error.to_string()));
-        let token = request.credential.map(|Credential::JoinToken(token)| token);
+        let token = match request.credential {
+            Some(Credential::JoinToken(token)) => Some(token),
+            Some(Credential::ServiceAccountToken(_)) => return Err(Refused::NoKubernetes),
+            None => None,
+        };
         let (pod, public_key) = match &token {
             Some(token) => {
                 let public_key = public_key()?;
@@ -190,7 +196,7 @@ impl Refused {
             Self::Token(TokenError::Expired { .. }) => "join-token-expired",
             Self::Token(TokenError::Revoked { .. }) => "join-token-revoked",
             Self::Token(TokenError::Journal(_)) | Self::Issue(IssueFailure::Journal(_)) => "journal",
-            Self::NoCredential => "no-credential",
+            Self::NoCredential | Self::NoKubernetes => "no-credential",
             Self::NotValid(error) => error.cause.as_str(),
             Self::UnknownSerial(_) => "unknown-serial",
             Self::NotAProxy { .. } => "not-a-proxy",
@@ -209,7 +215,9 @@ impl Refused {
     pub(crate) fn status(&self) -> Status {
         let code = match self {
             Self::Token(TokenError::Journal(_)) | Self::Issue(_) => Code::Unavailable,
-            Self::Token(_) | Self::NoCredential | Self::NotValid(_) | Self::UnknownSerial(_) => Code::Unauthenticated,
+            Self::Token(_) | Self::NoCredential | Self::NoKubernetes | Self::NotValid(_) | Self::UnknownSerial(_) => {
+                Code::Unauthenticated
+            }
             Self::NotAProxy { .. } | Self::PodGone(_) | Self::WrongServiceAccount { .. } | Self::Reserved(_) => {
                 Code::PermissionDenied
             }

@@ -10,5 +10,8 @@ pub mod mesh {
     }
 }
 
+/// What the kubelet asks of a pod, performed by its proxy.
+pub mod probes;
+
 /// The tunnel between two proxies.
 pub mod tunnel;

@@ -210,7 +210,7 @@ impl Rig {
 
     pub async fn watch(&self, svid: Option<&Svid>) -> Result<Watch, Status> {
         let watch = self.open(svid).await?;
-        watch.send(Message::Hello(Hello { version: "test".to_owned() })).await;
+        watch.send(Message::Hello(Hello { version: "test".to_owned(), service_account_token: String::new() })).await;
         Ok(watch)
     }
 

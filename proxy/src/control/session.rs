@@ -119,7 +119,7 @@ async fn open(shared: &Shared, generation: &Generation) -> Result<(Requests, Res
     let channel =
         channel::connect(&shared.config.control_plane, shared.config.exempt, tls, verifier, &expected).await?;
     let (requests, queue) = mpsc::channel(QUEUE);
-    let hello = proto::Hello { version: env!("CARGO_PKG_VERSION").to_owned() };
+    let hello = proto::Hello { version: env!("CARGO_PKG_VERSION").to_owned(), service_account_token: String::new() };
     send(&requests, Message::Hello(hello))?;
     let mut client = MeshClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
     match tokio::time::timeout(OPEN, client.watch(ReceiverStream::new(queue))).await {

@@ -100,6 +100,9 @@ impl Identity for Fake {
         let spki = byrnie_identity::csr::public_key(&request.csr).unwrap();
         let token = match request.credential {
             Some(proto::certify_request::Credential::JoinToken(token)) => token,
+            Some(proto::certify_request::Credential::ServiceAccountToken(_)) => {
+                return Err(Status::unauthenticated("no Kubernetes here"));
+            }
             None => return Ok(Response::new(self.issue(&spki))),
         };
         let first = match token.as_str() {
