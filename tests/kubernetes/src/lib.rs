@@ -1,0 +1,25 @@
+//! The API-server rig: a real etcd and kube-apiserver for each test, and Byrnie's own control plane and injector as they
+//! run in a cluster, with the permissions that they have there. There are no kubelets: a pod is what a test says it is,
+//! and the test speaks to the control plane as that pod's proxy would.
+//!
+//! ```text
+//! async fn a_pod_gets_its_identity(world: World) {
+//!     let cluster = Cluster::installed(&world).await;
+//!     let web = cluster.meshed_pod("shop", "web").await;
+//!     web.certify(&web.token().await).await.expect("an SVID");
+//! }
+//! ```
+//!
+//! A rig fails by panicking: with a panic comes the end of every log.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+mod api;
+mod api_server;
+mod child;
+mod kubeconfig;
+mod programs;
+
+pub use api::{Api, Refused};
+pub use api_server::{ApiServer, ApiServerOptions};
+pub use child::Child;
+pub use programs::{Programs, programs};
