@@ -57,7 +57,7 @@ impl PodFacts {
     ///
     /// # Errors
     /// Why it can't be in the model.
-    pub(super) fn read(
+    pub(crate) fn read(
         pod: &Pod,
         namespace: &str,
         name: &str,
