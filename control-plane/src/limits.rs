@@ -16,6 +16,24 @@ pub const SOURCE_WRITER_PATIENCE: Duration = Duration::from_secs(2);
 /// The safety net under inotify (network file systems, an exhausted watch table).
 pub const SOURCE_POLL: Duration = Duration::from_secs(10);
 
+/// Changes that the API server tells of are taken together for this long; with the publication below, 100 ms are not
+/// exceeded.
+pub const WATCH_COALESCE: Duration = Duration::from_millis(50);
+/// The API server ends a watch after this many seconds, and we do 5 s later: a connection that died unnoticed is found.
+pub const WATCH_SECONDS: u32 = 60;
+/// The longest wait before a failed watch is tried again; shorter ones, with jitter, come before.
+pub const WATCH_BACKOFF: Duration = Duration::from_secs(10);
+/// A watch that was resumed and has not failed for this long works; longer than [`API_SERVER_CONNECT`].
+pub const WATCH_SETTLED: Duration = Duration::from_secs(10);
+/// The cluster is listed for the first time for as long as something comes; after this much silence the start fails.
+pub const FIRST_LISTING: Duration = Duration::from_secs(60);
+/// How often the log says how far that is.
+pub const LISTING_TOLD: Duration = Duration::from_secs(5);
+/// A TCP and TLS connection to the API server.
+pub const API_SERVER_CONNECT: Duration = Duration::from_secs(5);
+/// Longer than a watch may be without a word ([`WATCH_SECONDS`]).
+pub const API_SERVER_SILENCE: Duration = Duration::from_secs(75);
+
 /// Changes of the model and of what was issued are published together after this time.
 pub const PUBLISH_COALESCE: Duration = Duration::from_millis(30);
 /// A pod's first certificate is handed out when the mesh knows of it, and after this time in any case.

@@ -16,10 +16,13 @@ fn model() -> Model {
         pod.spec = Some(PodSpec::default());
         pod.status = Some(PodStatus { pod_ip: Some(address.to_owned()), ..PodStatus::default() });
         let key = ObjectKey { kind: "Pod".to_owned(), namespace: "shop".to_owned(), name: name.to_owned() };
-        items.insert(key, Stored { object: Arc::new(Object::Pod(Box::new(pod))), file: "a.yaml".into(), line: 1 });
+        items.insert(
+            Arc::new(key),
+            Stored { object: Arc::new(Object::Pod(Box::new(pod))), file: "a.yaml".into(), line: 1 },
+        );
     }
     let settings = Arc::new(MeshConfigSpec::default().settings().unwrap());
-    Model::build(&Objects { items, problems: Vec::new() }, &settings)
+    Model::build(&Objects { items, ..Objects::default() }, &settings)
 }
 
 fn edge(direction: Direction, source: &str, destination: &str) -> Edge {
