@@ -119,8 +119,6 @@ pub const ISSUANCE_MEMORY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How often the journal drops what has expired.
 pub const JOURNAL_PRUNE: Duration = Duration::from_secs(60);
 
-/// Connecting to the API server; kube's default of 30 s would hold a proxy's first certificate that long.
-pub const API_CONNECT: Duration = Duration::from_secs(3);
 /// One call to the API server: well below the 30 s that a proxy waits for its certificate.
 pub const API_CALL: Duration = Duration::from_secs(10);
 /// The first wait before a call is tried again; doubled each time.

@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 use aws_lc_rs::rand;
 use kube::{Client, Config};
 
-use crate::{limits, proxies::cut};
+use crate::{limits, proxies::cut, source};
 
 /// The cluster that this replica belongs to.
 #[derive(Clone)]
@@ -52,13 +52,13 @@ pub(crate) async fn connect() -> Result<Cluster, String> {
         let reason = chain(error);
         format!("--source kubernetes: {reason}; run inside of a cluster, or name a kubeconfig by KUBECONFIG")
     };
-    let mut config = Config::infer().await.map_err(|error| failed(&error))?;
-    config.connect_timeout = Some(limits::API_CONNECT);
+    let config = Config::infer().await.map_err(|error| failed(&error))?;
     let mut lease = config.clone();
+    lease.connect_timeout = Some(limits::API_SERVER_CONNECT);
     lease.read_timeout = Some(limits::LEASE_CALL);
     lease.reset_reader_on_write = true;
     lease.default_retry = false;
-    let client = Client::try_from(config).map_err(|error| failed(&error))?;
+    let client = source::kubernetes::client(config).map_err(|error| failed(&error))?;
     let lease = Client::try_from(lease).map_err(|error| failed(&error))?;
     Ok(Cluster { client, lease, replica: replica_name()? })
 }

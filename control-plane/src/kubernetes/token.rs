@@ -29,6 +29,7 @@ use crate::{
     limits,
     model::{Model, PodFacts},
     proxies::cut,
+    source::MeshedBy,
 };
 
 /// Asks the API server about tokens and pods. Shared by reference.
@@ -184,7 +185,7 @@ impl Reviewer {
         let Some(pod) = pod.filter(uid) else {
             return Err(TokenRefused::PodGone { place, uid: claims.uid.clone() });
         };
-        match PodFacts::read(&pod, &claims.namespace, &claims.pod, &model.settings.trust_domain) {
+        match PodFacts::read(&pod, &claims.namespace, &claims.pod, &model.settings.trust_domain, MeshedBy::Sidecar) {
             Ok((facts, _)) => Ok(Arc::new(facts)),
             Err(reason) => Err(TokenRefused::NotTaken { place, reason }),
         }
@@ -297,7 +298,7 @@ fn read(status: TokenReviewStatus) -> Result<Claims, TokenRefused> {
 
 /// Who is no member of the mesh gets no identity of it.
 fn has_proxy(pod: &PodFacts) -> bool {
-    pod.enrolled
+    pod.injected
 }
 
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";

@@ -24,7 +24,7 @@ use crate::{
     plane::{Allowances, Plane},
     proxies::Proxies,
     publish, server,
-    source::{DirectorySource, Objects, Source},
+    source::{DirectorySource, KubernetesSource, NotListed, Objects, Source},
     state::{StateDir, write_atomically},
 };
 
@@ -125,12 +125,10 @@ fn keep<T, E: fmt::Display>(result: Result<T, E>, problems: &mut Vec<String>) ->
 /// The API server as the source; returns when everything is listed once.
 async fn open_cluster() -> Result<(Arc<dyn Source>, Cluster), String> {
     let cluster = kubernetes::connect().await?;
-    let source = kubernetes_source(&cluster).await?;
-    Ok((source, cluster))
-}
-
-async fn kubernetes_source(_: &Cluster) -> Result<Arc<dyn Source>, String> {
-    Err("--source kubernetes: this build has no Kubernetes source".to_owned())
+    let open = || KubernetesSource::open(cluster.client.clone());
+    let source = patiently("the cluster can't be listed", |_: &NotListed| true, open).await;
+    let source = source.map_err(|error| error.to_string())?;
+    Ok((Arc::new(source), cluster))
 }
 
 fn read_settings(objects: &Objects) -> Result<MeshSettings, String> {

@@ -72,9 +72,10 @@ fn model(objects: &[Value]) -> Model {
         };
         let part = |name: &str| value["metadata"][name].as_str().unwrap_or_default().to_owned();
         let key = ObjectKey { kind: kind.to_owned(), namespace: part("namespace"), name: part("name") };
-        items.insert(key, Stored { object: Arc::new(object), file: "".into(), line: 0 });
+        items.insert(Arc::new(key), Stored { object: Arc::new(object), file: "".into(), line: 0 });
     }
-    Model::build(&Objects { items, problems: Vec::new() }, &Arc::new(MeshSettings::default()))
+    let objects = Objects { items, meshed_by: MeshedBy::Sidecar, ..Objects::default() };
+    Model::build(&objects, &Arc::new(MeshSettings::default()))
 }
 
 fn enrolled() -> Value {
