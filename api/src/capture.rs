@@ -66,11 +66,47 @@ impl CaptureExclusions {
         if problems.is_empty() { Ok(exclusions) } else { Err(problems) }
     }
 
+    /// Reads the arguments that the injector gave to a pod's capture container, `--exclude-inbound-ports 80,81` or with
+    /// `=`. Unlike annotations nobody can change them while the pod lives, so they are what was really excluded.
+    ///
+    /// # Errors
+    /// Everything that is malformed in them; with such arguments the container does not start.
+    pub fn from_arguments<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<Self, Vec<Problem>> {
+        let mut said: BTreeMap<String, String> = BTreeMap::new();
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            let (name, value) = match argument.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (argument, None),
+            };
+            let Some(annotation) = FLAGS.iter().find(|(flag, _)| *flag == name).map(|(_, annotation)| annotation)
+            else {
+                continue;
+            };
+            let value = value.or_else(|| arguments.next()).unwrap_or_default();
+            let values = said.entry((*annotation).to_owned()).or_default();
+            if !values.is_empty() {
+                values.push(',');
+            }
+            values.push_str(value);
+        }
+        Self::from_annotations(&said)
+    }
+
     /// Whether connections to this port of the pod reach the proxy.
     pub fn captures_inbound(&self, port: u16) -> bool {
         !self.inbound_ports.iter().any(|excluded| excluded.get() == port)
     }
 }
+
+/// Options of `capture apply`, and the annotations that say the same.
+const FLAGS: [(&str, &str); 5] = [
+    ("--exclude-inbound-ports", labels::EXCLUDE_INBOUND_PORTS),
+    ("--exclude-outbound-ports", labels::EXCLUDE_OUTBOUND_PORTS),
+    ("--exclude-outbound-cidrs", labels::EXCLUDE_OUTBOUND_CIDRS),
+    ("--exclude-uids", labels::EXCLUDE_UIDS),
+    ("--exclude-interfaces", labels::EXCLUDE_INTERFACES),
+];
 
 fn list<T>(
     annotations: &BTreeMap<String, String>,
@@ -136,6 +172,29 @@ mod tests {
         assert_eq!(exclusions.outbound_cidrs.len(), 2);
         assert_eq!(exclusions.uids, [0, 1001]);
         assert_eq!(exclusions.interfaces, ["eth1"]);
+    }
+
+    #[test]
+    fn arguments_of_the_capture_container_say_the_same() {
+        let arguments = [
+            "/byrnie-proxy",
+            "capture",
+            "apply",
+            "--exempt",
+            "uid:1500",
+            "--exclude-inbound-ports",
+            "9090,9091",
+            "--exclude-inbound-ports=80",
+            "--exclude-uids=0",
+            "--exclude-outbound-cidrs",
+            "203.0.113.0/24",
+        ];
+        let exclusions = CaptureExclusions::from_arguments(arguments).unwrap();
+        assert_eq!([9090, 9091, 80, 81].map(|port| exclusions.captures_inbound(port)), [false, false, false, true]);
+        assert_eq!((exclusions.uids, exclusions.outbound_cidrs.len()), (vec![0], 1));
+        assert!(CaptureExclusions::from_arguments(["--exclude-inbound-ports=http"]).is_err());
+        let cut_short = CaptureExclusions::from_arguments(["--exclude-inbound-ports"]).unwrap();
+        assert_eq!(cut_short, CaptureExclusions::default());
     }
 
     #[test]

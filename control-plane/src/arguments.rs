@@ -5,23 +5,25 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use byrnie_identity::Clock;
 use clap::{Parser, ValueEnum};
 
-use crate::run::Options;
+use crate::run::{Options, SourceKind};
 
 /// Issues identities to the proxies of a mesh, and tells them where to connect and what is allowed.
 ///
-/// The mesh is described by a directory of YAML files: Namespaces, Pods, Services, ServiceAccounts and
+/// The mesh is described by a Kubernetes cluster, or by a directory of YAML files: Namespaces, Pods, Services, ServiceAccounts and
 /// EndpointSlices as Kubernetes writes them, and the kinds of byrnie.dev (MeshConfig, MtlsPolicy,
 /// AuthorizationPolicy, IngressPolicy, EgressPolicy). Changes are taken up as they are written; a file with a mistake
 /// keeps its last good content, and `byrnie check` shows the mistake.
 #[derive(Debug, Parser)]
 #[command(name = "byrnie-control-plane", version, after_long_help = EXAMPLES)]
 pub struct Arguments {
-    /// Directory of YAML and JSON files that describe the mesh, read recursively.
-    #[arg(long, value_name = "DIR", env = "BYRNIE_SOURCE")]
+    /// Directory of YAML and JSON files that describe the mesh, read recursively; or the word `kubernetes`: the cluster
+    /// that this process runs in, or that KUBECONFIG names (a directory of that name is ./kubernetes).
+    #[arg(long, value_name = "DIR|kubernetes", env = "BYRNIE_SOURCE")]
     source: PathBuf,
 
     /// Directory of this control plane's own: its CA, its journal, and `bundle.pem`, which is for the proxies'
     /// --trust-bundle. Made (0700) where it is missing. Keep it, and keep it secret: who reads it can issue identities.
+    /// In Kubernetes the root is in Secret byrnie-system/byrnie-ca, and this directory (below an emptyDir) may be lost.
     #[arg(long, value_name = "DIR", env = "BYRNIE_STATE")]
     state: PathBuf,
 
@@ -33,6 +35,15 @@ pub struct Arguments {
     /// [default: control.sock in the state directory]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+
+    /// Loopback address that answers what the socket answers, for the `byrnie` command by way of the API server's
+    /// port-forward.
+    #[arg(long, value_name = "IP:PORT")]
+    admin_listen: Option<SocketAddr>,
+
+    /// Address that answers /healthz/live and /healthz/ready, such as 0.0.0.0:15121.
+    #[arg(long, value_name = "IP:PORT")]
+    health_listen: Option<SocketAddr>,
 
     /// Life of certificates in place of MeshConfig's svidTtl, such as 90s, 30m or 24h. Less than 1h is for
     /// demonstrations and tests: proxies renew at half of it, and an outage as long as the other half cuts them off.
@@ -61,22 +72,32 @@ impl Arguments {
     /// What they mean.
     pub fn options(&self) -> Options {
         Options {
-            source: self.source.clone(),
+            source: if self.source.as_os_str() == KUBERNETES {
+                SourceKind::Kubernetes
+            } else {
+                SourceKind::Directory(self.source.clone())
+            },
             state: self.state.clone(),
             listen: self.listen.clone(),
             socket: self.socket.clone(),
+            admin_listen: self.admin_listen,
+            health_listen: self.health_listen,
             svid_ttl: self.svid_ttl,
             clock: Clock::system(),
         }
     }
 }
 
+/// The value of --source that is no directory.
+const KUBERNETES: &str = "kubernetes";
+
 const EXAMPLES: &str = "\
 Examples:
   byrnie-control-plane --source mesh/ --state /var/lib/byrnie
   byrnie-control-plane --source mesh/ --state ./state --listen 10.0.0.1:15128 --listen '[fd00::1]:15128'
+  byrnie-control-plane --source kubernetes --state /var/lib/byrnie/state --health-listen 0.0.0.0:15121
 
-A proxy then needs the trust bundle (STATE/bundle.pem) and a join token for its pod:
+Outside of Kubernetes a proxy then needs the trust bundle (STATE/bundle.pem) and a join token for its pod:
   byrnie --socket STATE/control.sock token create --namespace shop --service-account web --pod web-0
 
 Exit codes: 0 ended by SIGTERM or SIGINT, 1 could not start or go on (the reasons are on standard error), 2 usage.";
@@ -120,6 +141,13 @@ mod tests {
         for wrong in ["", "0s", "8d", "10", "h", "-1s", "99999999999999999999s", "1µ"] {
             assert!(duration(wrong).unwrap_err().contains("expected"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn one_word_is_the_cluster_and_everything_else_a_directory() {
+        let source = |text: &str| Arguments::try_parse_from(["x", "--source", text, "--state", "b"]).unwrap().options();
+        assert_eq!(source("kubernetes").source, SourceKind::Kubernetes);
+        assert_eq!(source("./kubernetes").source, SourceKind::Directory("./kubernetes".into()));
     }
 
     #[test]

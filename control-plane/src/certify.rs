@@ -5,9 +5,11 @@ use std::sync::Arc;
 use byrnie_identity::{PeerIdentity, VerifyError, control_plane_id, csr};
 use byrnie_proto::mesh::v1::{Bundle, CertifyRequest, CertifyResponse, certify_request::Credential};
 use tonic::{Code, Status};
+use zeroize::Zeroizing;
 
 use crate::{
-    journal::{Holder, Issuance, TokenError},
+    journal::{Holder, TokenError},
+    kubernetes::{Claims, TokenRefused},
     limits,
     model::PodFacts,
     plane::{IssueFailure, Plane},
@@ -25,6 +27,10 @@ pub(crate) enum Refused {
     NoCredential,
     #[error("a ServiceAccount token says nothing here: this control plane has a directory as its source")]
     NoKubernetes,
+    #[error("a join token says nothing here: in Kubernetes a proxy proves its pod by a ServiceAccount token")]
+    NoDirectory,
+    #[error("{0}")]
+    ServiceAccount(#[from] TokenRefused),
     #[error("the client certificate of the connection is no longer valid: {0}")]
     NotValid(VerifyError),
     #[error(
@@ -57,10 +63,11 @@ pub(crate) enum Refused {
     Issue(#[from] IssueFailure),
 }
 
-/// The pod behind a connection that presented a certificate.
+/// The pod that a caller speaks for.
 pub(crate) struct Bound {
     pub(crate) pod: Arc<PodFacts>,
-    pub(crate) issuance: Arc<Issuance>,
+    /// Whose token said so; `None`: our own record of the certificate did.
+    pub(crate) claims: Option<Claims>,
 }
 
 impl Plane {
@@ -92,7 +99,54 @@ impl Plane {
                 found: pod.spiffe_id.to_string(),
             });
         }
-        Ok(Bound { pod: pod.clone(), issuance })
+        Ok(Bound { pod: pod.clone(), claims: None })
+    }
+
+    /// The pod that the token is bound to, in Kubernetes. A certificate that was presented besides must be that pod's.
+    /// While the API server can't be asked, a certificate that this replica remembers to have issued is enough, and the
+    /// token counts for nothing.
+    pub(crate) async fn bind_by_token(&self, caller: &Caller, token: &str) -> Result<Bound, Refused> {
+        let reviewer = self.reviewer.as_ref().ok_or(Refused::NoKubernetes)?;
+        if let Some(identity) = &caller.identity {
+            self.check_presented(identity)?;
+        }
+        let model = self.model.load_full();
+        let reviewed = async {
+            let claims = reviewer.review(token, || self.allowances.review(caller.address.ip())).await?;
+            let pod = reviewer.pod(&model, &claims).await?;
+            Ok(Bound { pod, claims: Some(claims) })
+        };
+        let bound = match reviewed.await {
+            Err(TokenRefused::Unavailable(error)) => match self.bind(caller.identity.as_ref()) {
+                Ok(bound) => {
+                    tracing::warn!(
+                        pod = bound.pod.place(),
+                        reason = %error,
+                        "the pod is taken for the one that its certificate was issued to: its token can't be checked"
+                    );
+                    bound
+                }
+                Err(_) => return Err(TokenRefused::Unavailable(error).into()),
+            },
+            reviewed => reviewed?,
+        };
+        match &caller.identity {
+            Some(identity) if *identity.id() != bound.pod.spiffe_id => Err(Refused::WrongServiceAccount {
+                pod: bound.pod.place(),
+                expected: identity.id().to_string(),
+                found: bound.pod.spiffe_id.to_string(),
+            }),
+            _ => Ok(bound),
+        }
+    }
+
+    /// That a presented certificate is valid still, and a proxy's.
+    pub(crate) fn check_presented(&self, identity: &PeerIdentity) -> Result<(), Refused> {
+        self.verifier.check_still_valid(identity).map_err(Refused::NotValid)?;
+        if identity.is_outside_mesh() {
+            return Err(Refused::NotAProxy { serial: identity.serial().to_owned(), id: identity.id().to_string() });
+        }
+        Ok(())
     }
 
     /// Writes a refusal where operators look.
@@ -107,15 +161,19 @@ impl Plane {
             return Err(Refused::CsrTooLong(request.csr.len()));
         }
         let public_key = || csr::public_key(&request.csr).map_err(|error| Refused::Csr(error.to_string()));
-        let token = match request.credential {
-            Some(Credential::JoinToken(token)) => Some(token),
-            Some(Credential::ServiceAccountToken(_)) => return Err(Refused::NoKubernetes),
-            None => None,
-        };
-        let (pod, public_key) = match &token {
-            Some(token) => {
+        let mut token = None;
+        let (pod, public_key) = match request.credential {
+            Some(Credential::ServiceAccountToken(token)) => {
+                let token = Zeroizing::new(token);
+                (self.bind_by_token(caller, &token).await?.pod, public_key()?)
+            }
+            _ if self.reviewer.is_some() && request.credential.is_some() => return Err(Refused::NoDirectory),
+            None if self.reviewer.is_some() => return Err(TokenRefused::Absent.into()),
+            Some(Credential::JoinToken(join)) => {
                 let public_key = public_key()?;
-                (self.pod_of_token(token, &public_key)?, public_key)
+                let pod = self.pod_of_token(&join, &public_key)?;
+                token = Some(join);
+                (pod, public_key)
             }
             None => (self.bind(caller.identity.as_ref())?.pod, public_key()?),
         };
@@ -143,7 +201,7 @@ impl Plane {
             }
         };
         let (pod_name, id, serial) = (pod.place(), pod.spiffe_id.as_str(), certificate.issuance.serial.as_str());
-        let first = token.is_some();
+        let first = caller.identity.is_none();
         tracing::info!(
             pod = pod_name,
             pod.uid = &*pod.uid,
@@ -155,8 +213,12 @@ impl Plane {
         );
         // A pod that holds a certificate takes itself for ready, and until the others are told that it is meshed they
         // refuse to call it: so they are told first.
+        // In Kubernetes that depends on the pod alone: they know as soon as the model has it.
         let mut published = self.published.subscribe();
-        let told = published.wait_for(|meshed| meshed.contains_key(&pod.uid));
+        let told = published.wait_for(|meshed| match self.reviewer {
+            Some(_) => self.model.load().pod_by_uid(&pod.uid).is_some(),
+            None => meshed.contains_key(&pod.uid),
+        });
         let _ = tokio::time::timeout(limits::PUBLISHED, told).await;
         Ok(CertifyResponse { chain: certificate.issuance.chain, bundle: Some(Bundle::from(&self.authority.bundle())) })
     }
@@ -196,7 +258,8 @@ impl Refused {
             Self::Token(TokenError::Expired { .. }) => "join-token-expired",
             Self::Token(TokenError::Revoked { .. }) => "join-token-revoked",
             Self::Token(TokenError::Journal(_)) | Self::Issue(IssueFailure::Journal(_)) => "journal",
-            Self::NoCredential | Self::NoKubernetes => "no-credential",
+            Self::NoCredential | Self::NoKubernetes | Self::NoDirectory => "no-credential",
+            Self::ServiceAccount(refused) => refused.cause(),
             Self::NotValid(error) => error.cause.as_str(),
             Self::UnknownSerial(_) => "unknown-serial",
             Self::NotAProxy { .. } => "not-a-proxy",
@@ -215,9 +278,13 @@ impl Refused {
     pub(crate) fn status(&self) -> Status {
         let code = match self {
             Self::Token(TokenError::Journal(_)) | Self::Issue(_) => Code::Unavailable,
-            Self::Token(_) | Self::NoCredential | Self::NoKubernetes | Self::NotValid(_) | Self::UnknownSerial(_) => {
-                Code::Unauthenticated
-            }
+            Self::ServiceAccount(refused) => refused.code(),
+            Self::Token(_)
+            | Self::NoCredential
+            | Self::NoKubernetes
+            | Self::NoDirectory
+            | Self::NotValid(_)
+            | Self::UnknownSerial(_) => Code::Unauthenticated,
             Self::NotAProxy { .. } | Self::PodGone(_) | Self::WrongServiceAccount { .. } | Self::Reserved(_) => {
                 Code::PermissionDenied
             }

@@ -54,6 +54,26 @@ pub enum JournalError {
     TooManyTokens(usize),
 }
 
+/// What becomes of the certificates of pods that the source does not show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absent {
+    /// They may come back: a file that can't be read hides its pods.
+    Remember,
+    /// They never come back, as in Kubernetes; but a new one may not be shown yet.
+    Forget,
+}
+
+impl Absent {
+    fn is_remembered(self, issuance: &Issuance, now: i64) -> bool {
+        let seconds = |time: std::time::Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        match self {
+            Self::Remember => issuance.not_after.saturating_add(seconds(limits::ISSUANCE_MEMORY)) > now,
+            // `not_before` lies ten minutes before the issuance.
+            Self::Forget => issuance.not_before.saturating_add(seconds(limits::ISSUANCE_MEMORY_KUBERNETES)) > now,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Ledger {
     by_serial: HashMap<String, Arc<Issuance>>,
@@ -137,20 +157,21 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError::Store`]: it is still on the disk until the next start.
-    pub async fn prune(&self, exists: impl Fn(&str) -> bool) -> Result<(), JournalError> {
+    pub async fn prune(&self, exists: impl Fn(&str) -> bool, absent: Absent) -> Result<(), JournalError> {
         let now = unix(self.clock.wall());
         let writes = {
             let mut ledger = self.lock();
             let Ledger { by_serial, newest, tokens } = &mut *ledger;
             let mut writes = Vec::new();
-            let memory = i64::try_from(limits::ISSUANCE_MEMORY.as_secs()).unwrap_or(i64::MAX);
             newest.retain(|holder, issuance| match holder {
-                Holder::Pod(uid) => exists(uid) || issuance.not_after.saturating_add(memory) > now,
+                Holder::Pod(uid) => exists(uid) || absent.is_remembered(issuance, now),
                 Holder::Ingress(_) | Holder::ControlPlane => issuance.not_after > now,
             });
             by_serial.retain(|serial, issuance| {
-                let is_newest = newest.get(&issuance.holder).is_some_and(|newest| newest.serial == *serial);
-                let keep = issuance.not_after > now || is_newest;
+                let holders = newest.get(&issuance.holder);
+                let is_newest = holders.is_some_and(|newest| newest.serial == *serial);
+                let forgotten = absent == Absent::Forget && holders.is_none();
+                let keep = is_newest || (issuance.not_after > now && !forgotten);
                 if !keep {
                     writes.push(Write::remove(Table::Issuances, serial.clone()));
                 }

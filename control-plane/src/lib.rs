@@ -7,8 +7,10 @@
 mod arguments;
 mod certificates;
 mod certify;
+mod health;
 pub mod hub;
 pub mod journal;
+mod kubernetes;
 pub mod limits;
 pub mod model;
 mod plane;
@@ -22,5 +24,5 @@ mod watch;
 
 pub use self::{
     arguments::{Arguments, LogFormat},
-    run::{ControlPlane, Options, RunError, StartProblems},
+    run::{ControlPlane, Options, RunError, SourceKind, StartProblems},
 };

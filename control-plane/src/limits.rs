@@ -16,6 +16,24 @@ pub const SOURCE_WRITER_PATIENCE: Duration = Duration::from_secs(2);
 /// The safety net under inotify (network file systems, an exhausted watch table).
 pub const SOURCE_POLL: Duration = Duration::from_secs(10);
 
+/// Changes that the API server tells of are taken together for this long; with the publication below, 100 ms are not
+/// exceeded.
+pub const WATCH_COALESCE: Duration = Duration::from_millis(50);
+/// The API server ends a watch after this many seconds, and we do 5 s later: a connection that died unnoticed is found.
+pub const WATCH_SECONDS: u32 = 60;
+/// The longest wait before a failed watch is tried again; shorter ones, with jitter, come before.
+pub const WATCH_BACKOFF: Duration = Duration::from_secs(10);
+/// A watch that was resumed and has not failed for this long works; longer than [`API_SERVER_CONNECT`].
+pub const WATCH_SETTLED: Duration = Duration::from_secs(10);
+/// The cluster is listed for the first time for as long as something comes; after this much silence the start fails.
+pub const FIRST_LISTING: Duration = Duration::from_secs(60);
+/// How often the log says how far that is.
+pub const LISTING_TOLD: Duration = Duration::from_secs(5);
+/// A TCP and TLS connection to the API server.
+pub const API_SERVER_CONNECT: Duration = Duration::from_secs(5);
+/// Longer than a watch may be without a word ([`WATCH_SECONDS`]).
+pub const API_SERVER_SILENCE: Duration = Duration::from_secs(75);
+
 /// Changes of the model and of what was issued are published together after this time.
 pub const PUBLISH_COALESCE: Duration = Duration::from_millis(30);
 /// A pod's first certificate is handed out when the mesh knows of it, and after this time in any case.
@@ -100,3 +118,42 @@ pub const TOKENS: usize = 100_000;
 pub const ISSUANCE_MEMORY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How often the journal drops what has expired.
 pub const JOURNAL_PRUNE: Duration = Duration::from_secs(60);
+
+/// One call to the API server: well below the 30 s that a proxy waits for its certificate.
+pub const API_CALL: Duration = Duration::from_secs(10);
+/// The first wait before a call is tried again; doubled each time.
+pub const API_RETRY: Duration = Duration::from_millis(500);
+/// The longest wait before a call is tried again: an API server that is back is noticed within it.
+pub const API_RETRY_MAX: Duration = Duration::from_secs(30);
+/// One call about the Lease. The holder renews 13 s before the Lease's end by two calls, and must be done or have given
+/// up before it.
+pub const LEASE_CALL: Duration = Duration::from_secs(5);
+/// Objects in one answer to a list.
+pub const LIST_PAGE: u32 = 500;
+
+/// A projected ServiceAccount token has some 1.2 KiB; names of 253 bytes each would make it 3.
+pub const SERVICE_ACCOUNT_TOKEN_BYTES: usize = 8 * 1024;
+/// Token reviews at once: the API server has others to serve, too.
+pub const TOKEN_REVIEWS: usize = 64;
+/// The result of a review counts this long: a proxy's certificate and its stream cost one review, and a pod that is gone
+/// is found out by its UID anyway.
+pub const TOKEN_KNOWN: Duration = Duration::from_secs(60);
+/// Results of reviews remembered at once; some 300 bytes each.
+pub const TOKENS_KNOWN: usize = 8192;
+/// Tokens to check that come from one address in one go. A pod needs one or two; a node may stand before all of its
+/// pods.
+pub const REVIEWS_BURST: u32 = 256;
+/// See [`REVIEWS_BURST`].
+pub const REVIEWS_PER_SECOND: u32 = 10;
+/// How often a stream of a pod that the source does not show (yet) asks the API server for it.
+pub const LIVE_CHECK: Duration = Duration::from_secs(10);
+/// In Kubernetes, certificates of pods that the source does not show are remembered this long after their begin, which
+/// lies ten minutes before their issuance: it may not show a new pod yet. A UID that is gone never comes back.
+pub const ISSUANCE_MEMORY_KUBERNETES: Duration = Duration::from_secs(1200);
+
+/// Connections to the administration's TCP port; what the API server forwards.
+pub const ADMIN_CONNECTIONS: usize = 64;
+/// Connections to the health port; kubelet has one at a time.
+pub const HEALTH_CONNECTIONS: usize = 64;
+/// A request to the health port comes and goes within this time.
+pub const HEALTH_REQUEST: Duration = Duration::from_secs(5);

@@ -1,6 +1,6 @@
 //! `byrnie-control-plane`: see `--help`.
 
-use std::process::ExitCode;
+use std::{pin::pin, process::ExitCode};
 
 use byrnie_control_plane::{Arguments, ControlPlane, LogFormat};
 use clap::Parser;
@@ -30,19 +30,24 @@ async fn serve(arguments: &Arguments) -> ExitCode {
         eprintln!("byrnie-control-plane: signals can't be received");
         return ExitCode::FAILURE;
     };
-    let plane = match ControlPlane::start(arguments.options()).await {
+    let mut end = pin!(async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    });
+    let started = tokio::select! {
+        started = ControlPlane::start(arguments.options()) => started,
+        // It may be waiting for an API server.
+        () = &mut end => return ExitCode::SUCCESS,
+    };
+    let plane = match started {
         Ok(plane) => plane,
         Err(problems) => {
             for problem in &problems.0 {
                 eprintln!("byrnie-control-plane: {problem}");
             }
             return ExitCode::FAILURE;
-        }
-    };
-    let end = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
         }
     };
     match plane.run(end).await {

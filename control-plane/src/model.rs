@@ -16,6 +16,7 @@ use std::{
 use byrnie_api::{MeshSettings, Problem, Workload, labels};
 use byrnie_identity::TrustDomain;
 use byrnie_proto::mesh::v1::{AppProtocol, ObjectStatus};
+use k8s_openapi::api::core::v1::Pod;
 
 pub use self::{
     destination::{Resolved, ResolvedEndpoint},
@@ -23,14 +24,16 @@ pub use self::{
     service::{Member, PortFacts, ServiceFacts, Target},
     view::MeshView,
 };
-use crate::source::{Object, ObjectKey, Objects, Stored};
+use crate::source::{KUBERNETES, MeshedBy, Object, ObjectKey, Objects, Stored};
 
 /// The mesh at one moment.
 #[derive(Debug, Clone)]
 pub struct Model {
     /// What holds for the whole mesh.
     pub settings: Arc<MeshSettings>,
-    /// What became of every object of the source.
+    /// By what a pod counts as meshed.
+    pub meshed_by: MeshedBy,
+    /// What became of the objects of the source; in Kubernetes those of others only where there is something to say.
     pub statuses: Vec<ObjectStatus>,
     pods: BTreeMap<String, Arc<PodFacts>>,
     by_uid: HashMap<Arc<str>, Arc<PodFacts>>,
@@ -107,10 +110,20 @@ pub fn settings(objects: &Objects, fixed: Option<&TrustDomain>) -> Result<MeshSe
     }
 }
 
+/// A change of one object's status.
+enum Amendment {
+    /// It is not taken after all.
+    Refused { object: String, message: String },
+    /// It is taken, with a note.
+    Note { object: String, message: String },
+}
+
 struct Builder<'a> {
     objects: &'a Objects,
     settings: Arc<MeshSettings>,
     statuses: Vec<ObjectStatus>,
+    /// What is found out about an object when its status is written already.
+    amendments: Vec<Amendment>,
     settings_refused: bool,
     enrolled: BTreeSet<String>,
     pods: BTreeMap<String, PodFacts>,
@@ -125,6 +138,7 @@ impl<'a> Builder<'a> {
             objects,
             settings: settings.clone(),
             statuses: Vec::new(),
+            amendments: Vec::new(),
             settings_refused: false,
             enrolled: BTreeSet::new(),
             pods: BTreeMap::new(),
@@ -160,7 +174,7 @@ impl<'a> Builder<'a> {
             Ok(settings) => self.settings = Arc::new(settings),
             Err((stored, message)) => {
                 self.settings_refused = true;
-                let place = stored.as_ref().map(|stored| format!("{}:{}: ", stored.file, stored.line));
+                let place = stored.as_ref().map(Stored::place);
                 self.statuses.push(ObjectStatus {
                     object: format!("MeshConfig {}", byrnie_api::MESH_CONFIG_NAME),
                     file: stored.map(|stored| stored.file.to_string()).unwrap_or_default(),
@@ -191,13 +205,7 @@ impl<'a> Builder<'a> {
                 }
                 Ok(Vec::new())
             }
-            Object::Pod(pod) => PodFacts::read(pod, &key.namespace, &key.name, &self.settings.trust_domain).and_then(
-                |(facts, notes)| {
-                    self.take_uid(&facts)?;
-                    self.pods.insert(facts.place(), facts);
-                    Ok(notes)
-                },
-            ),
+            Object::Pod(pod) => self.take_pod(key, pod),
             Object::Service(service) => ServiceFacts::read(service, &key.namespace, &key.name).map(|(facts, notes)| {
                 self.services.insert(facts.place.to_string(), facts);
                 notes
@@ -215,6 +223,14 @@ impl<'a> Builder<'a> {
         self.status(key, stored, taken);
     }
 
+    fn take_pod(&mut self, key: &ObjectKey, pod: &Pod) -> Result<Vec<String>, String> {
+        let (trust_domain, meshed_by) = (&self.settings.trust_domain, self.objects.meshed_by);
+        let (facts, notes) = PodFacts::read(pod, &key.namespace, &key.name, trust_domain, meshed_by)?;
+        self.take_uid(&facts)?;
+        self.pods.insert(facts.place(), facts);
+        Ok(notes)
+    }
+
     /// What a certificate is issued to is a UID: two pods of one UID would speak for each other.
     fn take_uid(&mut self, pod: &PodFacts) -> Result<(), String> {
         match self.uids.entry(pod.uid.clone()) {
@@ -230,8 +246,12 @@ impl<'a> Builder<'a> {
 
     fn status(&mut self, key: &ObjectKey, stored: &Stored, taken: Result<Vec<String>, String>) {
         let accepted = taken.is_ok();
-        let message = taken
-            .map_or_else(|refused| format!("{}:{}: {refused}", stored.file, stored.line), |notes| notes.join("; "));
+        let message = taken.map_or_else(|refused| format!("{}{refused}", stored.place()), |notes| notes.join("; "));
+        // A cluster has thousands of pods and Services of which there is nothing to say.
+        let ours = matches!(&*stored.object, Object::Mesh(_));
+        if self.objects.meshed_by == MeshedBy::Sidecar && message.is_empty() && !ours {
+            return;
+        }
         self.statuses.push(ObjectStatus { object: key.to_string(), file: stored.file.to_string(), accepted, message });
     }
 
@@ -247,8 +267,13 @@ impl<'a> Builder<'a> {
                 by_namespace.entry(namespace).or_default().push(object);
             }
         }
+        let by_sidecar = objects.meshed_by == MeshedBy::Sidecar;
         for pod in self.pods.values_mut() {
             pod.enrolled &= enrolled.contains(&*pod.namespace);
+            if by_sidecar && pod.enrolled && !pod.injected && !pod.host_network && !pod.finished {
+                let object = format!("Pod {}", pod.place());
+                self.amendments.push(Amendment::Note { object, message: NO_SIDECAR.to_owned() });
+            }
             let workload =
                 Workload { namespace: &pod.namespace, labels: &pod.labels, service_account: &pod.service_account };
             let candidates = by_namespace.get(&*pod.namespace).into_iter().flatten().copied();
@@ -302,12 +327,7 @@ impl<'a> Builder<'a> {
                         let owner = owner.get().place();
                         let message =
                             format!("status.podIPs: {address} is also the address of pod {owner}, which has it");
-                        if let Some(status) =
-                            self.statuses.iter_mut().find(|status| status.object == format!("Pod {}", pod.place()))
-                        {
-                            status.accepted = false;
-                            status.message = message;
-                        }
+                        self.amendments.push(Amendment::Refused { object: format!("Pod {}", pod.place()), message });
                     }
                 }
             }
@@ -337,10 +357,7 @@ impl<'a> Builder<'a> {
                         owner.place
                     );
                     let object = format!("Service {}", service.place);
-                    if let Some(status) = self.statuses.iter_mut().find(|status| status.object == object) {
-                        status.accepted = false;
-                        status.message = message;
-                    }
+                    self.amendments.push(Amendment::Refused { object, message });
                 } else {
                     by_cluster_ip.insert(*address, service.clone());
                 }
@@ -349,8 +366,46 @@ impl<'a> Builder<'a> {
                 services_of.entry(member.pod.uid.clone()).or_default().push(service.clone());
             }
         }
+        self.amend();
         let by_uid = pods.values().map(|pod| (pod.uid.clone(), pod.clone())).collect();
-        Model { settings: self.settings, statuses: self.statuses, pods, by_uid, by_address, by_cluster_ip, services_of }
+        let meshed_by = self.objects.meshed_by;
+        Model {
+            settings: self.settings,
+            meshed_by,
+            statuses: self.statuses,
+            pods,
+            by_uid,
+            by_address,
+            by_cluster_ip,
+            services_of,
+        }
+    }
+
+    /// Writes what was found out late into the statuses; of an object that had nothing to say there is none yet.
+    fn amend(&mut self) {
+        let mut places: HashMap<String, usize> =
+            self.statuses.iter().enumerate().map(|(place, status)| (status.object.clone(), place)).collect();
+        for amendment in std::mem::take(&mut self.amendments) {
+            let (object, message, refused) = match amendment {
+                Amendment::Refused { object, message } => (object, message, true),
+                Amendment::Note { object, message } => (object, message, false),
+            };
+            let place = *places.entry(object.clone()).or_insert_with(|| {
+                let file = KUBERNETES.to_owned();
+                self.statuses.push(ObjectStatus { object, file, accepted: true, message: String::new() });
+                self.statuses.len() - 1
+            });
+            let Some(status) = self.statuses.get_mut(place) else {
+                continue;
+            };
+            if refused {
+                status.accepted = false;
+                status.message = message;
+            } else if status.accepted {
+                let before = std::mem::take(&mut status.message);
+                status.message = if before.is_empty() { message } else { format!("{before}; {message}") };
+            }
+        }
     }
 
     fn take_slices(&mut self, by_address: &HashMap<IpAddr, Arc<PodFacts>>) {
@@ -383,6 +438,11 @@ impl<'a> Builder<'a> {
         }
     }
 }
+
+/// What `byrnie check` looks for among the notes on pods.
+const NO_SIDECAR: &str = "should be meshed and is not: its namespace is enrolled, and the pod has no proxy; other meshed \
+    pods refuse to call it unless an MtlsPolicy permits it; delete it, so that it is made anew with a proxy, or annotate \
+    it byrnie.dev/inject: \"false\"";
 
 /// Refused where anything is wrong.
 fn in_words(problems: &[Problem]) -> Result<Vec<String>, String> {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -13,6 +14,7 @@ use tokio::sync::watch;
 use crate::{
     hub::Hub,
     journal::{Holder, Issuance, Journal, JournalError, unix},
+    kubernetes::Reviewer,
     limits,
     model::{MeshView, Model},
     proxies::Proxies,
@@ -28,6 +30,8 @@ pub(crate) struct Plane {
     pub(crate) hub: Arc<Hub>,
     pub(crate) proxies: Arc<Proxies>,
     pub(crate) allowances: Allowances,
+    /// Checks ServiceAccount tokens; `None` where the source is a directory, and join tokens count.
+    pub(crate) reviewer: Option<Reviewer>,
     /// The pods that the answers of this moment call meshed.
     pub(crate) published: watch::Sender<Arc<HashMap<Arc<str>, i64>>>,
     /// In place of MeshConfig's.
@@ -106,6 +110,7 @@ impl Plane {
 pub(crate) struct Allowances {
     clock: Clock,
     of: Mutex<HashMap<Arc<str>, Allowance>>,
+    reviews: Mutex<HashMap<IpAddr, Bucket>>,
 }
 
 #[derive(Clone, Copy)]
@@ -124,7 +129,7 @@ struct Bucket {
 
 impl Allowances {
     pub(crate) fn new(clock: Clock) -> Self {
-        Self { clock, of: Mutex::default() }
+        Self { clock, of: Mutex::default(), reviews: Mutex::default() }
     }
 
     /// Takes one certificate; false: too many.
@@ -136,6 +141,17 @@ impl Allowances {
     pub(crate) fn questions(&self, uid: &Arc<str>, count: usize) -> Result<(), Duration> {
         let count = u32::try_from(count).unwrap_or(u32::MAX).min(limits::QUESTIONS_BURST);
         self.with(uid, |allowance, now| allowance.questions.take(f64::from(count), now))
+    }
+
+    /// Takes one question to the API server about a token that came from this address; false: too many.
+    pub(crate) fn review(&self, address: IpAddr) -> bool {
+        let now = self.clock.monotonic();
+        let mut reviews = self.reviews.lock().unwrap_or_else(PoisonError::into_inner);
+        if reviews.len() >= limits::CONNECTIONS {
+            reviews.retain(|_, bucket| !bucket.is_full(now));
+        }
+        let full = Bucket::full(limits::REVIEWS_BURST, limits::REVIEWS_PER_SECOND, now);
+        reviews.entry(address.to_canonical()).or_insert(full).take(1.0, now).is_ok()
     }
 
     /// Forgets pods that are gone.
@@ -157,6 +173,10 @@ impl Allowances {
 impl Bucket {
     fn full(burst: u32, per_second: u32, at: Duration) -> Self {
         Self { left: f64::from(burst), at, burst: f64::from(burst), per_second: f64::from(per_second) }
+    }
+
+    fn is_full(&self, now: Duration) -> bool {
+        self.left + now.saturating_sub(self.at).as_secs_f64() * self.per_second >= self.burst
     }
 
     fn take(&mut self, count: f64, now: Duration) -> Result<(), Duration> {
@@ -191,6 +211,12 @@ mod tests {
         time.advance(Duration::from_secs(1));
         assert!(allowances.certificate(&one));
         assert!(!allowances.certificate(&one));
+
+        let (near, far) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        for _ in 0..limits::REVIEWS_BURST {
+            assert!(allowances.review(near));
+        }
+        assert!(!allowances.review(near) && allowances.review(far));
 
         allowances.questions(&one, limits::QUESTIONS_BURST as usize).unwrap();
         let wait = allowances.questions(&one, limits::QUESTIONS_PER_SECOND as usize).unwrap_err();

@@ -9,7 +9,7 @@ use std::{
     time::SystemTime,
 };
 
-use byrnie_proto::mesh::v1::{Direction, Edge, EgressRecord, Nack, ObservedProxy, Refusal, Report};
+use byrnie_proto::mesh::v1::{Direction, Edge, EgressRecord, IssuedIdentity, Nack, ObservedProxy, Refusal, Report};
 use tokio::sync::oneshot;
 
 use crate::{journal::Journal, limits, model::Model};
@@ -32,6 +32,8 @@ struct Proxy {
     /// The connection's number, and how to end it.
     connected: Option<(u64, oneshot::Sender<()>)>,
     version: String,
+    /// The certificate that its stream was opened with.
+    presented: Option<IssuedIdentity>,
     report: Option<Report>,
     nacks: BTreeMap<String, String>,
 }
@@ -54,7 +56,12 @@ pub(crate) struct Connection {
 impl Proxies {
     /// Enters a stream; an older one of the same pod is ended. A proxy that was restarted must not wait until its
     /// predecessor's connection is found dead.
-    pub(crate) fn connect(self: &Arc<Self>, uid: &Arc<str>, version: &str) -> Connection {
+    pub(crate) fn connect(
+        self: &Arc<Self>,
+        uid: &Arc<str>,
+        version: &str,
+        presented: Option<IssuedIdentity>,
+    ) -> Connection {
         let mut state = self.lock();
         state.connections += 1;
         let number = state.connections;
@@ -62,6 +69,7 @@ impl Proxies {
         let proxy = state.of.entry(uid.clone()).or_default();
         proxy.connected = Some((number, end));
         proxy.version = cut(version.to_owned());
+        proxy.presented = presented;
         // What its predecessor could not take it is told anew.
         proxy.nacks.clear();
         Connection { proxies: self.clone(), uid: uid.clone(), number, replaced }
@@ -124,6 +132,13 @@ impl Proxies {
     /// All egress records, those of one workload's pods added up.
     pub(crate) fn egress(&self, model: &Model) -> Vec<EgressRecord> {
         merge::egress(&self.reports(model))
+    }
+
+    /// The certificates that the connected proxies presented.
+    pub(crate) fn presented(&self) -> Vec<IssuedIdentity> {
+        let state = self.lock();
+        let connected = state.of.values().filter(|proxy| proxy.connected.is_some());
+        connected.filter_map(|proxy| proxy.presented.clone()).collect()
     }
 
     /// The last refusals, oldest first.

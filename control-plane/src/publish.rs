@@ -6,6 +6,7 @@ use byrnie_proto::mesh::v1::ObjectStatus;
 use tokio::sync::watch;
 
 use crate::{
+    journal::Absent,
     limits,
     model::Model,
     plane::Plane,
@@ -78,7 +79,8 @@ pub(crate) fn tell(before: &Model, now: &Model) {
 
 async fn prune(plane: &Plane) {
     let model = plane.model.load_full();
-    if let Err(error) = plane.journal.prune(|uid| model.pod_by_uid(uid).is_some()).await {
+    let absent = if plane.reviewer.is_some() { Absent::Forget } else { Absent::Remember };
+    if let Err(error) = plane.journal.prune(|uid| model.pod_by_uid(uid).is_some(), absent).await {
         tracing::error!(%error, "the journal can't be pruned");
     }
     if let Err(error) = plane.authority.maintain() {

@@ -1,8 +1,9 @@
-//! The two doors: TLS for proxies, a Unix socket for the command line.
+//! The doors: TLS for proxies; a Unix socket for the command line, and in Kubernetes a loopback port for the same.
 
 mod administration;
 mod codec;
 mod connection;
+mod loopback;
 mod routes;
 mod socket;
 
@@ -49,6 +50,16 @@ pub(crate) async fn serve_administration(
     builder().serve_with_incoming_shutdown(service, ReceiverStream::new(connections), ending).await
 }
 
+/// Serves the command line on a loopback port until the control plane ends: in Kubernetes it comes by the API server's
+/// port-forward, which asks who may.
+pub(crate) async fn serve_loopback(plane: Arc<Plane>, listener: TcpListener) -> Result<(), tonic::transport::Error> {
+    let (ready, connections) = mpsc::channel(16);
+    tokio::spawn(loopback::accept(listener, ready));
+    let ending = ended(plane.clone());
+    let service = AdministrationService::server(plane);
+    builder().serve_with_incoming_shutdown(service, ReceiverStream::new(connections), ending).await
+}
+
 fn builder() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(limits::H2_KEEPALIVE))
@@ -66,13 +77,27 @@ async fn ended(plane: Arc<Plane>) {
 ///
 /// # Errors
 /// The reason and what to do about it.
-pub(crate) fn bind(address: std::net::SocketAddr) -> Result<TcpListener, String> {
+pub(crate) fn bind(address: std::net::SocketAddr, option: &str) -> Result<TcpListener, String> {
     listen(address).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => format!("{address}: the port is already taken; stop what listens there (ss -ltnp), or give another address with --listen"),
-        io::ErrorKind::PermissionDenied => format!("{address}: this user may not listen there; give a port from 1024 on with --listen"),
-        io::ErrorKind::AddrNotAvailable => format!("{address}: no interface of this machine has the address; give one of its own with --listen"),
-        _ => format!("{address}: {error}; give another address with --listen"),
+        io::ErrorKind::AddrInUse => format!("{address}: the port is already taken; stop what listens there (ss -ltnp), or give another address with {option}"),
+        io::ErrorKind::PermissionDenied => format!("{address}: this user may not listen there; give a port from 1024 on with {option}"),
+        io::ErrorKind::AddrNotAvailable => format!("{address}: no interface of this machine has the address; give one of its own with {option}"),
+        _ => format!("{address}: {error}; give another address with {option}"),
     })
+}
+
+/// [`bind`] for what answers whoever reaches it.
+///
+/// # Errors
+/// As there, and for an address that others than this machine can reach.
+pub(crate) fn bind_loopback(address: std::net::SocketAddr) -> Result<TcpListener, String> {
+    if !address.ip().to_canonical().is_loopback() {
+        return Err(format!(
+            "--admin-listen {address}: expected a loopback address, such as 127.0.0.1:15129: what it shows is for \
+             operators, and it asks nobody who they are"
+        ));
+    }
+    bind(address, "--admin-listen")
 }
 
 fn listen(address: std::net::SocketAddr) -> io::Result<TcpListener> {
@@ -96,6 +121,7 @@ mod tests {
 
     #[tokio::test]
     async fn both_families_share_a_port_and_a_taken_one_is_told() {
+        let bind = |address| super::bind(address, "--listen");
         let four = bind("0.0.0.0:0".parse().unwrap()).unwrap();
         let port = four.local_addr().unwrap().port();
         let six = bind(format!("[::]:{port}").parse().unwrap());
@@ -105,5 +131,14 @@ mod tests {
         assert!(told.contains("already taken") && told.contains("--listen"), "{told}");
         let told = bind("192.0.2.1:1".parse().unwrap()).unwrap_err();
         assert!(told.contains("no interface"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn what_asks_nobody_who_they_are_is_on_no_address_that_others_reach() {
+        for reachable in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "[::ffff:192.0.2.1]:0"] {
+            let told = bind_loopback(reachable.parse().unwrap()).unwrap_err();
+            assert!(told.contains("loopback") && told.contains("--admin-listen"), "{told}");
+        }
+        bind_loopback("127.0.0.1:0".parse().unwrap()).unwrap();
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod directory;
 mod document;
+pub mod kubernetes;
 mod watcher;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -13,7 +14,13 @@ use k8s_openapi::api::{
 };
 use tokio::sync::watch;
 
-pub use self::directory::{DirectorySource, SourceError};
+pub use self::{
+    directory::{DirectorySource, SourceError},
+    kubernetes::{KubernetesSource, NotListed},
+};
+
+/// In the place of a file's name: the object is the API server's.
+pub const KUBERNETES: &str = "kubernetes";
 
 /// A supplier of objects.
 pub trait Source: Send + Sync {
@@ -25,28 +32,43 @@ pub trait Source: Send + Sync {
 #[derive(Debug, Default, Clone)]
 pub struct Objects {
     /// What could be read, one of each key.
-    pub items: BTreeMap<ObjectKey, Stored>,
+    pub items: BTreeMap<Arc<ObjectKey>, Stored>,
     /// What could not be read or taken.
     pub problems: Vec<Problem>,
+    /// `metadata.generation` of the mesh's own objects, read or not, where there is one.
+    pub generations: BTreeMap<Arc<ObjectKey>, i64>,
+    /// By what a pod of this source counts as meshed.
+    pub meshed_by: MeshedBy,
+}
+
+/// By what a pod counts as meshed.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum MeshedBy {
+    /// The CA issued to it: a directory says nothing about proxies.
+    #[default]
+    Issuance,
+    /// Its spec has our capture and our proxy. Kubernetes lets nobody change that afterwards, and all replicas of the
+    /// control plane see it at the same time, whichever of them issued.
+    Sidecar,
 }
 
 /// An object and its place.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Stored {
     /// The object.
     pub object: Arc<Object>,
-    /// The file, relative to the source.
+    /// The file, relative to the source; `kubernetes` for an object of the API server.
     pub file: Arc<str>,
-    /// The line at which its document begins, from 1.
+    /// The line at which its document begins, from 1; 0: it is in no file.
     pub line: u64,
 }
 
 /// Why a file or an object of it is not what the model has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The file, relative to the source.
+    /// The file, relative to the source; `kubernetes` for an object of the API server.
     pub file: Arc<str>,
-    /// From 1; 0: the file as a whole.
+    /// From 1; 0: the file as a whole, or no file.
     pub line: u64,
     /// Which object, where that much was readable.
     pub object: Option<ObjectKey>,
@@ -66,7 +88,7 @@ pub struct ObjectKey {
 }
 
 /// An object of a kind that we know.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Object {
     /// `v1`
     Namespace(Box<Namespace>),
@@ -80,6 +102,13 @@ pub enum Object {
     EndpointSlice(Box<EndpointSlice>),
     /// `byrnie.dev/v1alpha1`
     Mesh(Box<byrnie_api::Object>),
+}
+
+impl Stored {
+    /// `file:line: `, to go before a message; empty for what is in no file.
+    pub fn place(&self) -> String {
+        if self.line == 0 { String::new() } else { format!("{}:{}: ", self.file, self.line) }
+    }
 }
 
 impl Problem {

@@ -1,16 +1,21 @@
-//! `Mesh.Watch`: one stream per proxy, bound to the pod that the proxy's certificate was issued to.
+//! `Mesh.Watch`: one stream per proxy, bound to the pod that the proxy's certificate was issued to. In Kubernetes, where
+//! any replica may have issued it, the pod's token in `Hello` says which pod that is.
 
 use std::{sync::Arc, time::Duration};
 
-use byrnie_identity::PeerIdentity;
-use byrnie_proto::mesh::v1::{WatchRequest, watch_request::Message};
+use byrnie_identity::{CertificateFacts, PeerIdentity};
+use byrnie_proto::mesh::v1::{Hello, IssuedIdentity, WatchRequest, watch_request::Message};
+use rustls_pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
+use zeroize::Zeroizing;
 
 use crate::{
     certify::{Bound, Refused},
     hub::Session,
+    journal::unix,
+    kubernetes::{Claims, TokenRefused},
     limits,
     plane::Plane,
     proxies::{Connection, cut},
@@ -30,19 +35,21 @@ impl Plane {
         caller: Caller,
         requests: Streaming<WatchRequest>,
     ) -> Result<Responses, Status> {
-        let bound = self.bind(caller.identity.as_ref()).map_err(|refused| {
+        let refused = |refused: Refused| {
             self.refuse(&caller, &refused);
             refused.status()
-        })?;
-        let Some(identity) = caller.identity else {
-            return Err(Refused::NoCredential.status());
         };
+        let identity = caller.identity.clone().ok_or(Refused::NoCredential).map_err(refused)?;
+        // Whoever is refused anyway is told at once.
+        let checked = match self.reviewer {
+            Some(_) => self.check_presented(&identity),
+            None => self.bind(Some(&identity)).map(drop),
+        };
+        checked.map_err(refused)?;
         let (responses, stream) = mpsc::channel(limits::RESPONSES_QUEUED);
         let plane = self.clone();
         tokio::spawn(async move {
-            let status = plane.serve(&bound, &identity, requests, &responses).await;
-            let pod = bound.pod.place();
-            tracing::info!(pod, pod.uid = &*bound.pod.uid, code = %status.code(), reason = status.message(), "proxy disconnected");
+            let status = plane.serve(&caller, &identity, requests, &responses).await;
             // A proxy that no longer reads does not keep this task.
             let _ = tokio::time::timeout(Duration::from_secs(1), responses.send(Err(status))).await;
         });
@@ -51,7 +58,7 @@ impl Plane {
 
     async fn serve(
         self: &Arc<Self>,
-        bound: &Bound,
+        caller: &Caller,
         identity: &PeerIdentity,
         mut requests: Streaming<WatchRequest>,
         responses: &mpsc::Sender<Result<Fields, Status>>,
@@ -63,16 +70,31 @@ impl Plane {
             Ok(Err(status)) => return status,
             Err(_) => return Status::deadline_exceeded(format!("no Hello within {} s", limits::HELLO.as_secs())),
         };
-        let uid = bound.pod.uid.clone();
-        let (pod, version) = (bound.pod.place(), hello.version.as_str());
-        tracing::info!(pod, pod.uid = &*uid, version, serial = bound.issuance.serial, "proxy connected");
-        let mut connection = self.proxies.connect(&uid, &hello.version);
+        let Hello { version, service_account_token } = hello;
+        let token = Zeroizing::new(service_account_token);
+        let bound = match self.reviewer {
+            Some(_) => self.bind_by_token(caller, &token).await,
+            None => self.bind(Some(identity)),
+        };
+        let bound = match bound {
+            Ok(bound) => bound,
+            Err(refused) => {
+                self.refuse(caller, &refused);
+                return refused.status();
+            }
+        };
+        let (uid, pod) = (bound.pod.uid.clone(), bound.pod.place());
+        tracing::info!(pod, pod.uid = &*uid, version, serial = identity.serial(), "proxy connected");
+        let presented = presented(&bound, identity, &caller.chain);
+        let mut connection = self.proxies.connect(&uid, &version, presented);
         let session = self.hub.join(uid.clone());
-        tokio::select! {
+        let status = tokio::select! {
             status = self.read(&uid, &session, &mut requests) => status,
             status = write(&session, responses) => status,
-            status = self.guard(identity, &mut connection) => status,
-        }
+            status = self.guard(&bound, identity, &mut connection) => status,
+        };
+        tracing::info!(pod, pod.uid = &*uid, code = %status.code(), reason = status.message(), "proxy disconnected");
+        status
     }
 
     async fn read(&self, uid: &Arc<str>, session: &Session, requests: &mut Streaming<WatchRequest>) -> Status {
@@ -131,23 +153,92 @@ impl Plane {
         }
     }
 
-    /// Ends when the stream may no longer be served.
-    async fn guard(&self, identity: &PeerIdentity, connection: &mut Connection) -> Status {
-        let mut ending = self.ending.subscribe();
-        let mut check = tokio::time::interval(CHECK);
-        loop {
-            tokio::select! {
-                () = connection.replaced() => return Status::aborted("replaced by a newer stream of the same pod"),
-                // The sender lives as long as `self`.
-                _ = ending.wait_for(|ending| *ending) => return Status::unavailable("the control plane is ending"),
-                _ = check.tick() => {
-                    if let Err(refused) = self.bind(Some(identity)) {
-                        return refused.status();
-                    }
+    /// Whether the pod that a token named is still that pod. One that the source has shown and no longer shows is gone;
+    /// one that it has not shown yet is asked for.
+    async fn still_stands(&self, claims: &Claims, identity: &PeerIdentity, shown: &mut Shown) -> Result<(), Refused> {
+        self.check_presented(identity)?;
+        let model = self.model.load_full();
+        let Some(pod) = model.pod_by_uid(&claims.uid) else {
+            if shown.before {
+                return Err(Refused::PodGone(claims.uid.clone()));
+            }
+            let now = self.clock.monotonic();
+            if let Some(reviewer) = self.reviewer.as_ref().filter(|_| now >= shown.ask_at) {
+                shown.ask_at = now + limits::LIVE_CHECK;
+                match reviewer.pod(&model, claims).await {
+                    // What can't be asked now is asked later.
+                    Ok(_) | Err(TokenRefused::Unavailable(_)) => {}
+                    Err(refused) => return Err(refused.into()),
                 }
+            }
+            return Ok(());
+        };
+        shown.before = true;
+        if pod.finished {
+            return Err(Refused::Finished(pod.place()));
+        }
+        if pod.spiffe_id != *identity.id() {
+            let (expected, found) = (identity.id().to_string(), pod.spiffe_id.to_string());
+            return Err(Refused::WrongServiceAccount { pod: pod.place(), expected, found });
+        }
+        Ok(())
+    }
+
+    /// Ends when the stream may no longer be served.
+    async fn guard(&self, bound: &Bound, identity: &PeerIdentity, connection: &mut Connection) -> Status {
+        let mut ending = self.ending.subscribe();
+        // The sender lives as long as `self`.
+        let ended = async { drop(ending.wait_for(|ending| *ending).await) };
+        tokio::select! {
+            () = connection.replaced() => Status::aborted("replaced by a newer stream of the same pod"),
+            () = ended => Status::unavailable("the control plane is ending"),
+            refused = self.falls(bound, identity) => refused.status(),
+        }
+    }
+
+    /// Returns when the pod or the certificate of a stream no longer stands.
+    async fn falls(&self, bound: &Bound, identity: &PeerIdentity) -> Refused {
+        let mut check = tokio::time::interval(CHECK);
+        let mut shown = Shown::new(self.clock.monotonic());
+        loop {
+            check.tick().await;
+            let stands = match &bound.claims {
+                Some(claims) => self.still_stands(claims, identity, &mut shown).await,
+                None => self.bind(Some(identity)).map(drop),
+            };
+            if let Err(refused) = stands {
+                return refused;
             }
         }
     }
+}
+
+/// What the source has shown of a pod so far.
+struct Shown {
+    before: bool,
+    /// By the monotonic clock.
+    ask_at: Duration,
+}
+
+impl Shown {
+    fn new(now: Duration) -> Self {
+        Self { before: false, ask_at: now + limits::LIVE_CHECK }
+    }
+}
+
+/// The certificate that a proxy has proved, as `Observe` shows it.
+fn presented(bound: &Bound, identity: &PeerIdentity, chain: &[CertificateDer<'static>]) -> Option<IssuedIdentity> {
+    let facts = CertificateFacts::read(chain.first()?).ok()?;
+    Some(IssuedIdentity {
+        workload: bound.pod.workload.to_string(),
+        pod_uid: bound.pod.uid.to_string(),
+        spiffe_id: identity.id().to_string(),
+        serial: facts.serial,
+        issuer: facts.issuer,
+        not_before: unix(facts.not_before),
+        not_after: unix(facts.not_after),
+        chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
+    })
 }
 
 async fn write(session: &Session, responses: &mpsc::Sender<Result<Fields, Status>>) -> Status {

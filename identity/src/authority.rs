@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustls_pki_types::CertificateDer;
+use zeroize::Zeroizing;
 
 use crate::bundle::{BundleError, TrustBundle};
 use crate::clock::Clock;
@@ -26,6 +27,7 @@ use crate::time_format::unix_seconds;
 use crate::verifier::VerifyError;
 pub use issue::IssueError;
 use signer::Signer;
+pub(crate) use signer::{ORGANIZATION, calendar, random_serial};
 
 /// How long an X.509-SVID may live. Also fixes the life of the issuing intermediate: twice `longest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +116,32 @@ impl CertificateAuthority {
                 root
             }
         };
+        Self::with_root(trust_domain, clock, limits, root, issuing, Some(dir.to_owned()))
+    }
+
+    /// The authority under a root that is kept elsewhere and shared: `dir` holds this instance's own intermediate alone,
+    /// and an intermediate of another root there is replaced.
+    ///
+    /// # Errors
+    /// When the root can't be read, belongs to another trust domain, or is not valid at this time; when a file can't be
+    /// read or written.
+    pub fn open_under_root(
+        dir: &Path,
+        trust_domain: TrustDomain,
+        root: &RootPem,
+        clock: &Clock,
+        limits: IssueLimits,
+    ) -> Result<Self, AuthorityError> {
+        let root = Signer::from_pem(&root.text())?;
+        root.check_time(unix_seconds(clock.wall()))?;
+        files::private_directory(dir).map_err(|source| AuthorityError::file(dir, "", source))?;
+        let issuing = read_signer(dir, ISSUING_FILE)?.filter(|issuing| match issuing.check_issued_by(&root) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "the issuing intermediate of the state directory is replaced: its root is another");
+                false
+            }
+        });
         Self::with_root(trust_domain, clock, limits, root, issuing, Some(dir.to_owned()))
     }
 
@@ -243,6 +271,39 @@ impl fmt::Debug for CertificateAuthority {
             .field("trust_domain", &self.trust_domain)
             .field("directory", &self.directory)
             .finish_non_exhaustive()
+    }
+}
+
+/// A root as text: what instances that share it hand to each other.
+pub struct RootPem {
+    /// The certificate, PEM.
+    pub certificate: String,
+    /// The private key (PKCS #8), PEM. Secret.
+    pub key: Zeroizing<String>,
+}
+
+impl RootPem {
+    /// A new self-signed root.
+    ///
+    /// # Errors
+    /// When a key can't be made, or the trust domain makes no valid certificate.
+    pub fn create(trust_domain: &TrustDomain, clock: &Clock) -> Result<Self, AuthorityError> {
+        Ok(Signer::new_root(trust_domain, unix_seconds(clock.wall()))?.to_root_pem())
+    }
+
+    /// Sized beforehand: a text that grows leaves copies of the key behind.
+    fn text(&self) -> Zeroizing<String> {
+        let mut text = Zeroizing::new(String::with_capacity(self.key.len() + self.certificate.len() + 1));
+        text.push_str(&self.key);
+        text.push('\n');
+        text.push_str(&self.certificate);
+        text
+    }
+}
+
+impl fmt::Debug for RootPem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RootPem(private)")
     }
 }
 

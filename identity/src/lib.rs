@@ -10,6 +10,7 @@
 
 pub mod authority;
 mod bundle;
+mod certificate;
 mod clock;
 pub mod csr;
 mod files;
@@ -24,6 +25,7 @@ mod verifier;
 mod x509;
 
 pub use bundle::{Authority, BundleError, SharedBundles, TrustBundle, TrustBundles};
+pub use certificate::{CertificateFacts, SelfSigned, certificate_to_pem, certificates_from_pem};
 pub use clock::{Clock, ManualClock};
 pub use key::{KeyError, KeyPair};
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain, control_plane_id};

@@ -212,7 +212,7 @@ async fn issuances_survive_a_restart_and_are_forgotten_after_their_expiry() {
     rig.time.advance(Duration::from_secs(100));
     assert!(journal.newest(&Holder::Pod("u1".into())).is_none() && journal.by_serial("bb").is_none());
     rig.time.advance(limits::ISSUANCE_MEMORY);
-    journal.prune(|_| false).await.unwrap();
+    journal.prune(|_| false, Absent::Remember).await.unwrap();
     drop(journal);
     rig.time.step_wall(-150 - i64::try_from(limits::ISSUANCE_MEMORY.as_secs()).unwrap());
     assert!(rig.open().by_serial("bb").is_none(), "pruned from the disk");
@@ -225,11 +225,11 @@ async fn a_pod_stays_meshed_when_its_certificate_ends_and_when_the_clock_was_wro
     journal.record(rig.issuance("u1", "aa", 100)).await.unwrap();
     journal.record(rig.issuance("u2", "bb", 100)).await.unwrap();
     rig.time.step_wall(200);
-    journal.prune(|uid| uid == "u1").await.unwrap();
+    journal.prune(|uid| uid == "u1", Absent::Remember).await.unwrap();
     assert_eq!(journal.meshed_pods().len(), 2, "u2 is remembered for a while");
     let year = 365 * 24 * 3600;
     rig.time.step_wall(year);
-    journal.prune(|uid| uid == "u1").await.unwrap();
+    journal.prune(|uid| uid == "u1", Absent::Remember).await.unwrap();
     assert_eq!(journal.meshed_pods().into_keys().collect::<Vec<_>>(), ["u1".into()]);
     drop(journal);
     rig.time.step_wall(-year - 200);

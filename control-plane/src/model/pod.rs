@@ -11,7 +11,9 @@ use byrnie_api::{CaptureExclusions, labels};
 use byrnie_identity::{SpiffeId, TrustDomain};
 use byrnie_policy::Policies;
 use byrnie_proto::mesh::v1 as proto;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+
+use crate::source::MeshedBy;
 
 /// A pod of the source.
 #[derive(Debug, Clone)]
@@ -30,8 +32,14 @@ pub struct PodFacts {
     pub spiffe_id: SpiffeId,
     /// `namespace/name` of the controlling workload, or of the pod where there is none.
     pub workload: Arc<str>,
-    /// The pod's own addresses, of both families.
+    /// The pod's own addresses, of both families; none where it shares its node's.
     pub addresses: Vec<IpAddr>,
+    /// The addresses of its node, as far as they are known.
+    pub node_addresses: Vec<IpAddr>,
+    /// The name of its node; empty: unknown.
+    pub node: Arc<str>,
+    /// It shares its node's addresses (`hostNetwork`), and so is no member of the mesh.
+    pub host_network: bool,
     /// Label `topology.kubernetes.io/zone`; empty: unknown.
     pub zone: Arc<str>,
     /// May take connections.
@@ -42,6 +50,8 @@ pub struct PodFacts {
     pub finished: bool,
     /// Its namespace is enrolled, and it does not opt out.
     pub enrolled: bool,
+    /// Its spec has our capture and our proxy; says something in Kubernetes only.
+    pub injected: bool,
     /// Its inbound ports that are not captured.
     pub exclusions: CaptureExclusions,
     /// What concerns its connections.
@@ -57,26 +67,29 @@ impl PodFacts {
     ///
     /// # Errors
     /// Why it can't be in the model.
-    pub(super) fn read(
+    pub(crate) fn read(
         pod: &Pod,
         namespace: &str,
         name: &str,
         trust_domain: &TrustDomain,
+        meshed_by: MeshedBy,
     ) -> Result<(Self, Vec<String>), String> {
         let spec = pod.spec.as_ref().ok_or("spec: expected a pod's, found none")?;
-        if spec.host_network == Some(true) {
-            return Err(
-                "spec.hostNetwork: not supported yet; the pod shares its node's address and stays outside of the mesh"
-                    .to_owned(),
-            );
-        }
+        let host_network = spec.host_network == Some(true);
         let service_account = spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
         let spiffe_id = SpiffeId::workload(trust_domain, namespace, service_account)
             .map_err(|error| format!("namespace and service account make no SPIFFE ID: {error}"))?;
         let empty = BTreeMap::new();
         let annotations = pod.metadata.annotations.as_ref().unwrap_or(&empty);
         let mut notes = Vec::new();
-        let exclusions = CaptureExclusions::from_annotations(annotations).unwrap_or_else(|problems| {
+        if host_network {
+            notes.push("spec.hostNetwork: the pod shares its node's address and stays outside of the mesh".to_owned());
+        }
+        let read = match meshed_by {
+            MeshedBy::Issuance => CaptureExclusions::from_annotations(annotations),
+            MeshedBy::Sidecar => CaptureExclusions::from_arguments(capture_arguments(spec)),
+        };
+        let exclusions = read.unwrap_or_else(|problems| {
             notes.extend(problems.iter().map(|problem| format!("{problem}; nothing is excluded")));
             CaptureExclusions::default()
         });
@@ -88,12 +101,16 @@ impl PodFacts {
             service_account: service_account.into(),
             spiffe_id,
             workload: format!("{namespace}/{}", workload_name(pod, name)).into(),
-            addresses: addresses(pod)?,
+            addresses: if host_network { Vec::new() } else { addresses("status.podIPs", pod_ips(pod))? },
+            node_addresses: addresses("status.hostIPs", host_ips(pod))?,
+            node: spec.node_name.as_deref().unwrap_or_default().into(),
+            host_network,
             zone: labels.get("topology.kubernetes.io/zone").map(String::as_str).unwrap_or_default().into(),
             ready: is_ready(pod),
             terminating: pod.metadata.deletion_timestamp.is_some(),
             finished: matches!(phase(pod), Some("Succeeded" | "Failed")),
             enrolled: labels::is_injected(annotations),
+            injected: !host_network && is_injected(spec),
             exclusions,
             policies: Policies::default(),
             declared: BTreeMap::new(),
@@ -137,18 +154,39 @@ fn uid(pod: &Pod, namespace: &str, name: &str) -> Result<Arc<str>, String> {
     Ok(format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)).into())
 }
 
-fn addresses(pod: &Pod) -> Result<Vec<IpAddr>, String> {
-    let Some(status) = &pod.status else {
-        return Ok(Vec::new());
+/// Both containers that the injector puts there. Whoever writes them by hand is called with TLS, or not at all.
+fn is_injected(spec: &PodSpec) -> bool {
+    let mut containers = spec.init_containers.iter().flatten();
+    let proxy = |container: &Container| {
+        container.name == labels::PROXY_CONTAINER && container.restart_policy.as_deref() == Some("Always")
     };
-    let listed = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
+    containers.clone().any(proxy) && containers.any(|container| container.name == labels::CAPTURE_CONTAINER)
+}
+
+fn capture_arguments(spec: &PodSpec) -> impl Iterator<Item = &str> {
+    let capture = spec.init_containers.iter().flatten().find(|container| container.name == labels::CAPTURE_CONTAINER);
+    capture.into_iter().flat_map(|capture| capture.command.iter().chain(&capture.args).flatten()).map(String::as_str)
+}
+
+fn pod_ips(pod: &Pod) -> impl Iterator<Item = &str> {
+    pod.status.iter().flat_map(|status| {
+        status.pod_ip.as_deref().into_iter().chain(status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()))
+    })
+}
+
+fn host_ips(pod: &Pod) -> impl Iterator<Item = &str> {
+    pod.status.iter().flat_map(|status| {
+        status.host_ip.as_deref().into_iter().chain(status.host_ips.iter().flatten().map(|ip| ip.ip.as_str()))
+    })
+}
+
+fn addresses<'a>(place: &str, texts: impl Iterator<Item = &'a str>) -> Result<Vec<IpAddr>, String> {
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for text in status.pod_ip.as_deref().into_iter().chain(listed).filter(|text| !text.is_empty()) {
-        let address: IpAddr =
-            text.parse().map_err(|_| format!("status.podIPs: expected IP addresses, found {text:?}"))?;
+    for text in texts.filter(|text| !text.is_empty()) {
+        let address: IpAddr = text.parse().map_err(|_| format!("{place}: expected IP addresses, found {text:?}"))?;
         let address = address.to_canonical();
         if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
-            return Err(format!("status.podIPs: {address} can be no pod's address"));
+            return Err(format!("{place}: {address} can be no pod's address"));
         }
         if !addresses.contains(&address) {
             addresses.push(address);

@@ -12,14 +12,15 @@ use byrnie_policy::MtlsMode;
 use byrnie_proto::mesh::v1::{Bundle, DeclaredPort, Destination, Endpoint, Meshed, Self_, resource::Body};
 
 use super::{Model, PodFacts, Resolved, ResolvedEndpoint, subset::subset};
-use crate::{hub::View, journal::unix, limits};
+use crate::{hub::View, journal::unix, limits, source::MeshedBy};
 
 /// Everything that answers are made of, at one moment.
 #[derive(Debug, Clone)]
 pub struct MeshView {
     /// What the source says.
     pub model: Arc<Model>,
-    /// Pods that an SVID was issued to, by UID, and when the newest ends, Unix seconds.
+    /// Pods that an SVID was issued to, by UID, and when the newest ends, Unix seconds; counts under
+    /// [`MeshedBy::Issuance`].
     pub meshed: Arc<HashMap<Arc<str>, i64>>,
     /// Whom to trust.
     pub bundle: TrustBundle,
@@ -136,19 +137,26 @@ impl MeshView {
         }
     }
 
-    /// A fact, not a wish: the CA issued to this pod, and its capture includes the port. It stays one when the
-    /// certificate ends: an enrolled pod whose proxy could not renew is refused, not called in plaintext. Whoever takes a
-    /// pod out of the mesh waits for its certificate's end.
+    /// A fact, not a wish: the pod has a proxy with an identity, and its capture includes the port.
     fn meshed(&self, pod: &PodFacts, port: u16) -> Meshed {
-        let expiry = self.meshed.get(&pod.uid);
-        let issued = expiry.is_some_and(|not_after| pod.enrolled || *not_after > unix(self.now));
-        if issued && pod.exclusions.captures_inbound(port) {
+        let member = match self.model.meshed_by {
+            MeshedBy::Issuance => self.is_issued(pod),
+            MeshedBy::Sidecar => pod.injected,
+        };
+        if member && pod.exclusions.captures_inbound(port) {
             Meshed::Yes
-        } else if pod.enrolled || issued {
+        } else if member || pod.enrolled {
             Meshed::EnrolledUnmeshed
         } else {
             Meshed::NotEnrolled
         }
+    }
+
+    /// The CA issued to it. It stays a fact when the certificate ends: an enrolled pod whose proxy could not renew is
+    /// refused, not called in plaintext. Whoever takes a pod out of the mesh waits for its certificate's end.
+    fn is_issued(&self, pod: &PodFacts) -> bool {
+        let expiry = self.meshed.get(&pod.uid);
+        expiry.is_some_and(|not_after| pod.enrolled || *not_after > unix(self.now))
     }
 
     fn permissive(&self, pod: &PodFacts, port: u16) -> (bool, i64) {

@@ -16,10 +16,13 @@ fn model() -> Model {
         pod.spec = Some(PodSpec::default());
         pod.status = Some(PodStatus { pod_ip: Some(address.to_owned()), ..PodStatus::default() });
         let key = ObjectKey { kind: "Pod".to_owned(), namespace: "shop".to_owned(), name: name.to_owned() };
-        items.insert(key, Stored { object: Arc::new(Object::Pod(Box::new(pod))), file: "a.yaml".into(), line: 1 });
+        items.insert(
+            Arc::new(key),
+            Stored { object: Arc::new(Object::Pod(Box::new(pod))), file: "a.yaml".into(), line: 1 },
+        );
     }
     let settings = Arc::new(MeshConfigSpec::default().settings().unwrap());
-    Model::build(&Objects { items, problems: Vec::new() }, &settings)
+    Model::build(&Objects { items, ..Objects::default() }, &settings)
 }
 
 fn edge(direction: Direction, source: &str, destination: &str) -> Edge {
@@ -40,7 +43,7 @@ fn edge(direction: Direction, source: &str, destination: &str) -> Edge {
 
 fn merged(outbound: Option<Edge>, inbound: Option<Edge>) -> Vec<Edge> {
     let proxies = Arc::new(Proxies::default());
-    let _connections = ["u-web-0", "u-db-0"].map(|uid| proxies.connect(&uid.into(), "1"));
+    let _connections = ["u-web-0", "u-db-0"].map(|uid| proxies.connect(&uid.into(), "1", None));
     let report = |edge: Option<Edge>| Report { edges: edge.into_iter().collect(), ..Report::default() };
     proxies.report(&"u-web-0".into(), report(outbound));
     proxies.report(&"u-db-0".into(), report(inbound));
@@ -78,7 +81,7 @@ fn a_proxy_can_not_speak_for_another_pod_nor_leave_its_side_open() {
 fn refusals_are_remembered_once_each_and_within_bounds() {
     let proxies = Arc::new(Proxies::default());
     let uid: Arc<str> = "u-db-0".into();
-    let _connection = proxies.connect(&uid, "1");
+    let _connection = proxies.connect(&uid, "1", None);
     let refusal = |at_ms| Refusal {
         source: "10.0.0.1".to_owned(),
         at_ms,
@@ -103,7 +106,7 @@ fn refusals_are_remembered_once_each_and_within_bounds() {
 fn reports_and_nacks_are_bounded() {
     let proxies = Arc::new(Proxies::default());
     let uid: Arc<str> = "u-web-0".into();
-    let _connection = proxies.connect(&uid, &"v".repeat(10_000));
+    let _connection = proxies.connect(&uid, &"v".repeat(10_000), None);
     let edges = (0..2 * limits::REPORT_EDGES)
         .map(|index| edge(Direction::Outbound, "", &format!("é{index}{}", "é".repeat(1000))))
         .collect();
@@ -124,8 +127,8 @@ fn reports_and_nacks_are_bounded() {
 fn the_newer_of_two_streams_of_a_pod_stays() {
     let proxies = Arc::new(Proxies::default());
     let uid: Arc<str> = "u-web-0".into();
-    let mut first = proxies.connect(&uid, "1");
-    let second = proxies.connect(&uid, "2");
+    let mut first = proxies.connect(&uid, "1", None);
+    let second = proxies.connect(&uid, "2", None);
     assert!(first.replaced.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
     drop(first);
     assert!(proxies.lock().of[&uid].connected.is_some());
@@ -139,7 +142,7 @@ fn the_newer_of_two_streams_of_a_pod_stays() {
 fn a_refusal_of_nobodys_word_is_not_kept_and_a_new_proxy_has_refused_nothing() {
     let proxies = Arc::new(Proxies::default());
     let uid: Arc<str> = "u-web-0".into();
-    let first = proxies.connect(&uid, "1");
+    let first = proxies.connect(&uid, "1", None);
     let refusal =
         Refusal { source: "shop/db-0".to_owned(), destination: "shop/api-0".to_owned(), ..Refusal::default() };
     proxies.report(&uid, Report { refusals: vec![refusal], ..Report::default() });
@@ -147,6 +150,6 @@ fn a_refusal_of_nobodys_word_is_not_kept_and_a_new_proxy_has_refused_nothing() {
     proxies.not_acknowledged(&uid, Nack { name: "self".to_owned(), version: 1, reason: "no".to_owned() });
     assert_eq!(proxies.lock().of[&uid].nacks.len(), 1);
     drop(first);
-    let _second = proxies.connect(&uid, "1");
+    let _second = proxies.connect(&uid, "1", None);
     assert!(proxies.lock().of[&uid].nacks.is_empty());
 }

@@ -1,11 +1,15 @@
 //! What the command line asks.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use byrnie_identity::SpiffeId;
 use byrnie_proto::mesh::v1::{
-    Bundle, CreateTokenRequest, CreateTokenResponse, ObserveRequest, ObserveResponse, RevokeTokenRequest,
-    RevokeTokenResponse,
+    Bundle, CreateTokenRequest, CreateTokenResponse, IssuedIdentity, ObserveRequest, ObserveResponse,
+    RevokeTokenRequest, RevokeTokenResponse,
     administration_server::{Administration, AdministrationServer},
 };
 use tonic::{Request, Response, Status};
@@ -13,10 +17,11 @@ use tonic::{Request, Response, Status};
 use crate::{
     journal::{JournalError, TokenBinding},
     limits,
+    model::Model,
     plane::Plane,
 };
 
-/// The service of the Unix socket.
+/// The service of the Unix socket, and of the loopback port.
 pub(super) struct AdministrationService(Arc<Plane>);
 
 impl AdministrationService {
@@ -31,10 +36,8 @@ impl Administration for AdministrationService {
     async fn observe(&self, _: Request<ObserveRequest>) -> Result<Response<ObserveResponse>, Status> {
         let plane = &self.0;
         let model = plane.model.load();
-        let mut identities: Vec<_> = plane.journal.all_newest().iter().map(|issuance| issuance.observed()).collect();
-        identities.sort_by(|one, other| (&one.workload, &one.pod_uid).cmp(&(&other.workload, &other.pod_uid)));
         Ok(Response::new(ObserveResponse {
-            identities,
+            identities: identities(plane, &model),
             edges: plane.proxies.edges(&model),
             proxies: plane.proxies.observed(&model, &plane.journal),
             objects: model.statuses.clone(),
@@ -48,6 +51,12 @@ impl Administration for AdministrationService {
         &self,
         request: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
+        if self.0.reviewer.is_some() {
+            return Err(Status::failed_precondition(
+                "in Kubernetes a proxy proves its pod by a ServiceAccount token; label the pod's namespace \
+                 byrnie.dev/mesh: enabled, and restart the pod",
+            ));
+        }
         let CreateTokenRequest { namespace, service_account, pod, ttl_seconds } = request.into_inner();
         if let Err(error) = SpiffeId::workload(self.0.authority.trust_domain(), &namespace, &service_account) {
             return Err(Status::invalid_argument(format!("namespace and service account make no SPIFFE ID: {error}")));
@@ -88,6 +97,29 @@ impl Administration for AdministrationService {
         tracing::info!(token = id, "join token revoked");
         Ok(Response::new(RevokeTokenResponse {}))
     }
+}
+
+/// The newest certificate of everyone: those that were issued here, and those that connected proxies presented. In
+/// Kubernetes another replica may have issued them, and a pod that is gone never comes back.
+fn identities(plane: &Plane, model: &Model) -> Vec<IssuedIdentity> {
+    let mut of: BTreeMap<(String, String, String), IssuedIdentity> = BTreeMap::new();
+    let issued = plane.journal.all_newest();
+    let issued = issued.iter().map(|issuance| issuance.observed());
+    for identity in issued.chain(plane.proxies.presented()) {
+        let gone = !identity.pod_uid.is_empty() && model.pod_by_uid(&identity.pod_uid).is_none();
+        if gone && plane.reviewer.is_some() {
+            continue;
+        }
+        let key = (identity.workload.clone(), identity.pod_uid.clone(), identity.spiffe_id.clone());
+        match of.entry(key) {
+            Entry::Vacant(free) => drop(free.insert(identity)),
+            Entry::Occupied(mut known) if known.get().not_before < identity.not_before => {
+                known.insert(identity);
+            }
+            Entry::Occupied(_) => {}
+        }
+    }
+    of.into_values().collect()
 }
 
 fn status(error: JournalError) -> Status {

@@ -14,6 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use byrnie_identity::{PeerIdentity, VerifyError, tls};
 use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -32,6 +33,8 @@ pub(crate) struct Caller {
     pub(crate) address: SocketAddr,
     /// What it proved in the handshake; `None`: it presented no certificate.
     pub(crate) identity: Option<PeerIdentity>,
+    /// What it was proved with: DER, leaf first.
+    pub(crate) chain: Arc<[CertificateDer<'static>]>,
 }
 
 /// A connection whose handshake is done.
@@ -121,9 +124,12 @@ impl Acceptor {
     ) -> io::Result<Connection> {
         stream.set_nodelay(true)?;
         let stream = TlsAcceptor::from(self.config.load_full()).accept(stream).await?;
-        let identity = match stream.get_ref().1.peer_certificates() {
-            None => None,
-            Some(chain) => Some(self.plane.verifier.verify(chain).map_err(io::Error::other)?),
+        let (identity, chain) = match stream.get_ref().1.peer_certificates() {
+            None => (None, Arc::default()),
+            Some(chain) => {
+                let identity = self.plane.verifier.verify(chain).map_err(io::Error::other)?;
+                (Some(identity), chain.iter().cloned().map(CertificateDer::into_owned).collect())
+            }
         };
         let (mut until, mut turn) = (None, None);
         if identity.is_none() {
@@ -131,7 +137,7 @@ impl Acceptor {
             turn = Some(PerAddress::take(&self.anonymous, address.ip()).ok_or_else(too_many)?);
             until = Some(Box::pin(tokio::time::sleep(limits::ANONYMOUS)));
         }
-        Ok(Connection { stream, caller: Caller { address, identity }, until, _turn: turn, _place: place })
+        Ok(Connection { stream, caller: Caller { address, identity, chain }, until, _turn: turn, _place: place })
     }
 
     /// Certificates that are refused are worth remembering; what does not even speak TLS is not.

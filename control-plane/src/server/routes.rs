@@ -40,8 +40,9 @@ type Answer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl Routes {
     pub(super) fn new(plane: Arc<Plane>) -> Self {
-        let identity =
-            IdentityServer::new(IdentityService(plane.clone())).max_decoding_message_size(limits::CSR_BYTES * 2);
+        // A little more than both, so that what is too long is told by its name.
+        let longest = limits::CSR_BYTES * 2 + limits::SERVICE_ACCOUNT_TOKEN_BYTES;
+        let identity = IdentityServer::new(IdentityService(plane.clone())).max_decoding_message_size(longest);
         Self { plane, identity }
     }
 }

@@ -207,7 +207,7 @@ impl Files {
             objects.problems.extend(known.problems.iter().cloned());
             for (key, stored) in &known.holds {
                 let Some(first) = objects.items.get(key) else {
-                    objects.items.insert(key.clone(), stored.clone());
+                    objects.items.insert(Arc::new(key.clone()), stored.clone());
                     continue;
                 };
                 let message = format!(

@@ -251,7 +251,7 @@ fn read_ours(document: &Document<'_>, head: &Head) -> Result<(ObjectKey, Object)
     }
 }
 
-fn key_of(object: &byrnie_api::Object) -> ObjectKey {
+pub(super) fn key_of(object: &byrnie_api::Object) -> ObjectKey {
     ObjectKey {
         kind: object.kind().to_string(),
         namespace: object.namespace().unwrap_or_default().to_owned(),

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use byrnie_control_plane::{ControlPlane, Options};
+use byrnie_control_plane::{ControlPlane, Options, SourceKind};
 use byrnie_identity::{
     Clock, KeyPair, ManualClock, Svid, SvidVerifier, TrustBundle, TrustBundles, TrustDomain, control_plane_id, tls,
 };
@@ -89,10 +89,12 @@ impl Rig {
 
     pub fn options(&self) -> Options {
         Options {
-            source: self.home.path().join("source"),
+            source: SourceKind::Directory(self.home.path().join("source")),
             state: self.home.path().join("state"),
             listen: vec![self.address],
             socket: None,
+            admin_listen: None,
+            health_listen: None,
             svid_ttl: None,
             clock: self.clock.clone(),
         }

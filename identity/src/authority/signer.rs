@@ -9,7 +9,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::AuthorityError;
+use super::{AuthorityError, RootPem};
 use crate::key::{KeyError, KeyPair};
 use crate::spiffe_id::{SpiffeId, TrustDomain};
 use crate::time_format::rfc3339;
@@ -41,13 +41,7 @@ impl Signer {
         now: u64,
         life: Duration,
     ) -> Result<Self, AuthorityError> {
-        if now < self.not_before() || now > self.not_after() {
-            return Err(AuthorityError::RootNotValid {
-                not_before: rfc3339(self.not_before()),
-                not_after: rfc3339(self.not_after()),
-                now: rfc3339(now),
-            });
-        }
+        self.check_time(now)?;
         let key = KeyPair::generate()?;
         let not_before = now.saturating_sub(ISSUER_BACKDATING).max(self.not_before());
         let not_after = now.saturating_add(life.as_secs()).min(self.not_after());
@@ -56,6 +50,18 @@ impl Signer {
         let made = Self::new(params.signed_by(&key, &self.issuer).map_err(certificate_error)?.into(), key)?;
         made.check_issued_by(self)?;
         Ok(made)
+    }
+
+    /// That it is valid at `now`, as a root.
+    pub(super) fn check_time(&self, now: u64) -> Result<(), AuthorityError> {
+        if now < self.not_before() || now > self.not_after() {
+            return Err(AuthorityError::RootNotValid {
+                not_before: rfc3339(self.not_before()),
+                not_after: rfc3339(self.not_after()),
+                now: rfc3339(now),
+            });
+        }
+        Ok(())
     }
 
     /// Reads what [`Signer::to_pem`] wrote.
@@ -75,6 +81,11 @@ impl Signer {
         text.push_str(&self.issuer.key().to_pem());
         text.push_str(&x509::certificates_to_pem([&self.certificate]));
         text
+    }
+
+    /// Key and certificate apart.
+    pub(super) fn to_root_pem(&self) -> RootPem {
+        RootPem { certificate: x509::certificates_to_pem([&self.certificate]), key: self.issuer.key().to_pem() }
     }
 
     /// Signs a certificate for the key of somebody else.
@@ -133,7 +144,7 @@ impl Signer {
 }
 
 /// A serial number of 127 random bits: positive, never short, never the same twice (RFC 5280 section 4.1.2.2).
-pub(super) fn random_serial() -> Result<SerialNumber, KeyError> {
+pub(crate) fn random_serial() -> Result<SerialNumber, KeyError> {
     let mut bytes = [0_u8; 16];
     SystemRandom::new().fill(&mut bytes).map_err(|_| KeyError::Generate)?;
     let [first, ..] = &mut bytes;
@@ -142,7 +153,7 @@ pub(super) fn random_serial() -> Result<SerialNumber, KeyError> {
 }
 
 /// `seconds` since the epoch as rcgen wants it.
-pub(super) fn calendar(seconds: u64) -> Result<OffsetDateTime, AuthorityError> {
+pub(crate) fn calendar(seconds: u64) -> Result<OffsetDateTime, AuthorityError> {
     i64::try_from(seconds)
         .ok()
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
@@ -181,7 +192,7 @@ fn issuer_params(
     Ok(params)
 }
 
-pub(super) const ORGANIZATION: &str = "Byrnie";
+pub(crate) const ORGANIZATION: &str = "Byrnie";
 
 fn certificate_error(error: rcgen::Error) -> AuthorityError {
     AuthorityError::Certificate(error.to_string())

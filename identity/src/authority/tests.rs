@@ -333,3 +333,50 @@ fn no_key_shows_in_what_is_printed() {
     let shown = format!("{authority:?}");
     assert!(shown.contains("cluster.local") && !shown.contains("PRIVATE") && shown.len() < 300, "{shown}");
 }
+
+#[test]
+fn instances_under_a_shared_root_have_intermediates_of_their_own_and_one_bundle() {
+    let (clock, _) = Clock::manual(start());
+    let root = RootPem::create(&trust_domain(TRUST_DOMAIN), &clock).unwrap();
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let open = |dir: &tempfile::TempDir, root: &RootPem| {
+        CertificateAuthority::open_under_root(
+            &dir.path().join("ca"),
+            trust_domain(TRUST_DOMAIN),
+            root,
+            &clock,
+            IssueLimits::default(),
+        )
+    };
+    let (first, second) = (open(&one, &root).unwrap(), open(&other, &root).unwrap());
+    assert_eq!(first.bundle().to_pem(), second.bundle().to_pem());
+    assert_ne!(issue(&first).issuer, issue(&second).issuer);
+    let verifier = SvidVerifier::new(TrustBundles::from(first.bundle()).shared(), clock.clone());
+    verifier.verify(&issue(&second).chain).unwrap();
+    // The root's key is not in the directory, and the intermediate is found again.
+    assert!(!one.path().join("ca").join(ROOT_FILE).exists());
+    assert_eq!(issue(&open(&one, &root).unwrap()).issuer, issue(&first).issuer);
+    // Another root: another intermediate.
+    let next = RootPem::create(&trust_domain(TRUST_DOMAIN), &clock).unwrap();
+    assert_ne!(issue(&open(&one, &next).unwrap()).issuer, issue(&first).issuer);
+}
+
+#[test]
+fn a_shared_root_that_is_damaged_foreign_or_over_is_refused() {
+    let (clock, hand) = Clock::manual(start());
+    let root = RootPem::create(&trust_domain(TRUST_DOMAIN), &clock).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let open = |root: &RootPem, named: &str| {
+        CertificateAuthority::open_under_root(dir.path(), trust_domain(named), root, &clock, IssueLimits::default())
+    };
+    let foreign = open(&root, "another.example").unwrap_err();
+    assert!(matches!(foreign, AuthorityError::Bundle(_)), "{foreign}");
+    let other = RootPem::create(&trust_domain(TRUST_DOMAIN), &clock).unwrap();
+    let mixed = RootPem { certificate: other.certificate, key: root.key.clone() };
+    assert!(open(&mixed, TRUST_DOMAIN).unwrap_err().to_string().contains("another private key"));
+    let empty = RootPem { certificate: String::new(), key: root.key.clone() };
+    assert!(open(&empty, TRUST_DOMAIN).is_err());
+    hand.advance(DAY * 366 * 11);
+    let over = open(&root, TRUST_DOMAIN).unwrap_err();
+    assert!(matches!(over, AuthorityError::RootNotValid { .. }), "{over}");
+}

@@ -1,0 +1,207 @@
+//! One watch: its events into the store, its failures into words, and again after a while.
+
+use std::{error::Error as _, fmt::Debug, pin::pin, sync::Arc};
+
+use futures::StreamExt;
+use kube::{
+    Api, Error,
+    core::Status,
+    runtime::{
+        utils::Backoff,
+        watcher::{self, DefaultBackoff, Event, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+
+use super::{
+    store::{Slot, Store},
+    strip::Kept,
+};
+use crate::limits;
+
+/// What is watched.
+pub(super) struct Resource {
+    store: Arc<Store>,
+    slot: Slot,
+    name: String,
+    selector: Option<&'static str>,
+    custom: bool,
+}
+
+impl Resource {
+    /// One that every API server has.
+    pub(super) fn core(store: &Arc<Store>, name: &str, selector: Option<&'static str>) -> Self {
+        Self { store: store.clone(), slot: store.enter(name), name: name.to_owned(), selector, custom: false }
+    }
+
+    /// One of ours, by the name of its CustomResourceDefinition.
+    pub(super) fn custom(store: &Arc<Store>, name: &str) -> Self {
+        Self { custom: true, ..Self::core(store, name, None) }
+    }
+
+    fn config(&self) -> watcher::Config {
+        let config = watcher::Config::default().timeout(limits::WATCH_SECONDS);
+        match self.selector {
+            Some(selector) => config.labels(selector),
+            None => config,
+        }
+    }
+}
+
+/// Keeps the store level with one resource, for ever. `keep` says what is kept of an object.
+pub(super) async fn follow<K>(api: Api<K>, resource: Resource, keep: impl Fn(K) -> Kept)
+where
+    K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut backoff = DefaultBackoff::default();
+    loop {
+        follow_until_lost(&api, &resource, &keep, &mut backoff).await;
+    }
+}
+
+/// Returns when the watch can't be resumed where it stands: a new one lists everything again.
+async fn follow_until_lost<K>(
+    api: &Api<K>,
+    resource: &Resource,
+    keep: &impl Fn(K) -> Kept,
+    backoff: &mut DefaultBackoff,
+) where
+    K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let Resource { store, slot, .. } = resource;
+    let mut events = pin!(watcher(api.clone(), resource.config()));
+    let mut failures = 0_u32;
+    loop {
+        // A watch that was resumed says nothing until something changes: that it does not fail is how one knows.
+        let event = if failures == 0 {
+            events.next().await
+        } else {
+            match tokio::time::timeout(limits::WATCH_SETTLED, events.next()).await {
+                Ok(event) => event,
+                Err(_) => {
+                    failures = 0;
+                    backoff.reset();
+                    store.mended(*slot);
+                    continue;
+                }
+            }
+        };
+        let error = match event {
+            None => return,
+            Some(Ok(event)) => {
+                // Comes before the API server is asked.
+                if !matches!(event, Event::Init) {
+                    failures = 0;
+                    backoff.reset();
+                    store.mended(*slot);
+                }
+                take(store, *slot, event, keep);
+                continue;
+            }
+            Some(Err(error)) => error,
+        };
+        failures += 1;
+        let wait = backoff.next().unwrap_or(limits::WATCH_BACKOFF).min(limits::WATCH_BACKOFF);
+        let failure = Failure::of(&error, resource);
+        // Watches are cut every now and then, and resumed at once.
+        if failure.cut && failures == 1 {
+            tracing::debug!(resource = resource.name, reason = failure.message, "a watch was cut");
+        } else {
+            store.trouble(*slot, failure.message, failure.not_installed);
+        }
+        tokio::time::sleep(wait).await;
+        if failure.lost {
+            return;
+        }
+    }
+}
+
+fn take<K>(store: &Store, slot: Slot, event: Event<K>, keep: &impl Fn(K) -> Kept) {
+    match event {
+        Event::Init => store.begin(slot),
+        Event::InitApply(object) => store.listed(slot, keep(object)),
+        Event::InitDone => store.complete(slot),
+        Event::Apply(object) => store.apply(slot, keep(object)),
+        Event::Delete(object) => store.remove(slot, &keep(object).key),
+    }
+}
+
+/// A failed watch, in words.
+struct Failure {
+    message: String,
+    /// There is no such CustomResourceDefinition, and so no object of it.
+    not_installed: bool,
+    /// Only the connection: the watch goes on where it was.
+    cut: bool,
+    /// An event was missed, or its place in history is gone.
+    lost: bool,
+}
+
+impl Failure {
+    fn of(error: &watcher::Error, resource: &Resource) -> Self {
+        let name = &resource.name;
+        let plain = |message: String| Self { message, not_installed: false, cut: false, lost: false };
+        let (verb, error) = match error {
+            watcher::Error::InitialListFailed(error) => ("list", error),
+            watcher::Error::WatchStartFailed(error) => ("watch", error),
+            watcher::Error::WatchFailed(error) => {
+                let lost = matches!(error, Error::SerdeError(_));
+                return Self { cut: !lost, lost, ..plain(format!("watch of {name}: {}", chain(error))) };
+            }
+            watcher::Error::WatchError(status) => {
+                return Self { cut: true, lost: true, ..plain(format!("watch of {name}: {}", cut(&status.message))) };
+            }
+            watcher::Error::NoResourceVersion => {
+                return Self { lost: true, ..plain(format!("{name}: the API server names no resourceVersion")) };
+            }
+        };
+        let Error::Api(status) = error else {
+            return plain(format!("{verb} of {name}: {}", chain(error)));
+        };
+        Self {
+            not_installed: resource.custom && status.code == 404,
+            lost: status.code == 410,
+            ..plain(refused(verb, resource, status))
+        }
+    }
+}
+
+fn refused(verb: &str, resource: &Resource, status: &Status) -> String {
+    let name = &resource.name;
+    match status.code {
+        401 => format!(
+            "{verb} of {name}: the API server does not accept the credentials: {}; in a cluster they are the pod's \
+             ServiceAccount token, elsewhere the kubeconfig's",
+            cut(&status.message)
+        ),
+        403 => format!(
+            "{verb} of {name} is forbidden: {}; the role needs the verbs list and watch on it; run `byrnie install`",
+            cut(&status.message)
+        ),
+        404 if resource.custom => {
+            format!("CustomResourceDefinition {name} is not installed; run `byrnie install`; it is asked for again")
+        }
+        404 => format!("{verb} of {name}: the API server has no such resource; expected Kubernetes 1.29 or later"),
+        code => format!("{verb} of {name}: the API server answered {code}: {}", cut(&status.message)),
+    }
+}
+
+/// The error and its causes; that of a connection is the last of several.
+fn chain(error: &Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !words.contains(&next) {
+            words = format!("{words}: {next}");
+        }
+        cause = error.source();
+    }
+    cut(&words)
+}
+
+/// What an API server says is as long as it likes.
+fn cut(words: &str) -> String {
+    const LONGEST: usize = 512;
+    words.chars().filter(|c| !c.is_control()).take(LONGEST).collect()
+}
