@@ -1,8 +1,9 @@
 //! etcd and kube-apiserver. etcd has Unix sockets only; the API server one port.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -98,16 +99,24 @@ impl ApiServer {
     /// # Errors
     /// Its standard error.
     pub fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String, String> {
-        use std::io::Write;
-        let mut command = Command::new(self.programs.path("kubectl"));
-        command.arg("--kubeconfig").arg(self.administrator()).args(arguments).env("HOME", self.directory());
-        let piped = std::process::Stdio::piped;
-        let mut child = command.stdin(piped()).stdout(piped()).stderr(piped()).spawn().expect("kubectl");
-        // It may end before it has read everything; then its own words say why.
-        let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
-        let output = child.wait_with_output().expect("kubectl's output");
+        let output = self.run_kubectl(arguments, input);
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    }
+
+    /// kubectl as the administrator; its standard error, where it prints the API server's warnings.
+    pub fn kubectl_with_warnings(&self, arguments: &[&str], input: &str) -> String {
+        String::from_utf8_lossy(&self.run_kubectl(arguments, input).stderr).into_owned()
+    }
+
+    fn run_kubectl(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = Command::new(self.programs.path("kubectl"));
+        command.arg("--kubeconfig").arg(self.administrator()).args(arguments).env("HOME", self.directory());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("kubectl");
+        // It may end before it has read everything; then its own words say why.
+        let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
+        child.wait_with_output().expect("kubectl's output")
     }
 
     /// Kills the API server; etcd keeps its content.

@@ -4,9 +4,10 @@
 //!
 //! ```text
 //! async fn a_pod_gets_its_identity(world: World) {
-//!     let cluster = Cluster::installed(&world).await;
-//!     let web = cluster.meshed_pod("shop", "web").await;
-//!     web.certify(&web.token().await).await.expect("an SVID");
+//!     let (cluster, control_plane, _injector) = Cluster::running(&world).await;
+//!     cluster.enrolled("shop").await;
+//!     let web = cluster.pod("shop", "web").await;
+//!     web.certify(control_plane.address, Some(&web.token().await), None).await.expect("an SVID");
 //! }
 //! ```
 //!
@@ -16,10 +17,20 @@
 mod api;
 mod api_server;
 mod child;
+mod cluster;
+pub mod http;
 mod kubeconfig;
+mod mounted;
+mod pod;
 mod programs;
+mod watch;
+mod world;
 
 pub use api::{Api, Refused};
 pub use api_server::{ApiServer, ApiServerOptions};
 pub use child::Child;
+pub use cluster::{Cluster, ControlPlane, Injector};
+pub use pod::Pod;
 pub use programs::{Programs, programs};
+pub use watch::Watch;
+pub use world::{World, run};

@@ -59,7 +59,6 @@ fn advice(found: &str) -> String {
 fn target_directory() -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(|error| advice(&format!("no path of this program: {error}")))?;
     let directory = own.parent().unwrap_or(Path::new("/"));
-    let profile =
-        if directory.ends_with("deps") { directory.parent().unwrap_or(Path::new("/")) } else { directory };
+    let profile = if directory.ends_with("deps") { directory.parent().unwrap_or(Path::new("/")) } else { directory };
     Ok(profile.parent().unwrap_or(profile).to_owned())
 }

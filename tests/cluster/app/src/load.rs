@@ -44,7 +44,13 @@ struct Tally {
 pub(crate) async fn run(options: &Options) -> ExitCode {
     let tally = Rc::new(RefCell::new(Tally::default()));
     let local = LocalSet::new();
-    local.spawn_local(send(options.to.clone(), options.rate, options.seconds, options.until.clone(), Rc::clone(&tally)));
+    local.spawn_local(send(
+        options.to.clone(),
+        options.rate,
+        options.seconds,
+        options.until.clone(),
+        Rc::clone(&tally),
+    ));
     local.await;
     let tally = tally.borrow();
     let failed: u64 = tally.bad.values().sum();

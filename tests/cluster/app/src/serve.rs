@@ -208,7 +208,8 @@ fn acceptor(name: &str) -> TlsAcceptor {
     let config = rcgen::generate_simple_self_signed(vec![name.to_owned()]).ok().and_then(|own| {
         let key = PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
+        let config =
+            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
         config.with_no_client_auth().with_single_cert(vec![own.cert.der().clone()], key.into()).ok()
     });
     match config {
