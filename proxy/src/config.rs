@@ -4,7 +4,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 mod check;
 
-use check::{Check, access_log};
+use check::{Check, access_log, credential, own_directory};
 
 /// The command line of `byrnie-proxy`.
 #[derive(Debug, Parser)]
@@ -73,7 +73,12 @@ pub struct Options {
     /// File with the token that gets the first certificate; good for one key, so it may be gone afterwards.
     #[arg(long, value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
-    /// Directory for the private key and certificate; made with mode 0700, its files with 0600.
+    /// File with the ServiceAccount token that Kubernetes projects into the pod (audience `byrnie.dev/ca`); read anew at
+    /// every use, because the kubelet replaces it.
+    #[arg(long, value_name = "FILE", conflicts_with = "join_token_file")]
+    pub service_account_token_file: Option<PathBuf>,
+    /// Directory for the private key and certificate; made with mode 0700, its files with 0600. In one that belongs to
+    /// somebody else (an emptyDir of Kubernetes) the proxy makes `proxy` for itself.
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
     /// How capture tells the proxy's own connections from the application's: `uid`, `uid:NUMBER`, `mark` or
@@ -128,9 +133,9 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// PEM file against which the control plane must prove itself the first time.
     pub trust_bundle: PathBuf,
-    /// File with the join token; `None`: only an SVID in the state directory can start this proxy.
-    pub join_token_file: Option<PathBuf>,
-    /// Directory for key and chain.
+    /// What proves who this proxy is before it holds an SVID.
+    pub credential: CredentialFile,
+    /// Directory for key and chain, the proxy's own.
     pub state: PathBuf,
     /// How capture tells the proxy's own connections from the application's. Sockets of the proxy that dial get the
     /// mark where it is one.
@@ -184,6 +189,27 @@ impl Listen {
     pub fn is_own_port(&self, port: u16) -> bool {
         let others = self.metrics.iter().chain(&self.health).chain([&self.admin]);
         port == self.outbound_port || port == self.inbound_port || others.into_iter().any(|other| other.port() == port)
+    }
+}
+
+/// The credential of a proxy that holds no SVID.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CredentialFile {
+    /// There is none: only an SVID in the state directory can start this proxy.
+    None,
+    /// A join token, good for one key.
+    JoinToken(PathBuf),
+    /// The pod's ServiceAccount token, which Kubernetes replaces while the pod runs.
+    ServiceAccountToken(PathBuf),
+}
+
+impl CredentialFile {
+    /// The file, where there is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::None => None,
+            Self::JoinToken(path) | Self::ServiceAccountToken(path) => Some(path),
+        }
     }
 }
 
@@ -274,7 +300,7 @@ impl TryFrom<Options> for Config {
             control_plane: check.control_plane(options.control_plane),
             trust_domain: check.trust_domain(&options.trust_domain),
             trust_bundle: check.trust_bundle(options.trust_bundle),
-            join_token_file: options.join_token_file,
+            credential: credential(options.join_token_file, options.service_account_token_file),
             exempt: check.exempt(&options.exempt),
             workers: check.workers(&options.workers),
             admin_socket: check.socket(options.admin_socket.unwrap_or_else(|| state.join("admin.sock"))),
@@ -290,10 +316,10 @@ impl TryFrom<Options> for Config {
             require_capture_proof: check.truth("--require-capture-proof", &options.require_capture_proof),
             require_application_proof: check.truth("--require-application-proof", &options.require_application_proof),
             drain_timeout: check.time("--drain-timeout", &options.drain_timeout),
-            state,
+            state: own_directory(state),
         };
         check.distinct_ports(&config.listen);
-        check.join_token(config.join_token_file.as_deref(), &config.state);
+        check.credential(&config.credential, &config.state);
         if check.0.is_empty() { Ok(config) } else { Err(ConfigErrors(check.0)) }
     }
 }
