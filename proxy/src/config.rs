@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use byrnie_identity::TrustDomain;
 use byrnie_redirect::Exempt;
+use byrnie_redirect::command::CaptureCommand;
 use clap::{Args, Parser, Subcommand};
 
 mod check;
@@ -23,7 +24,8 @@ use check::{Check, access_log, credential, own_directory};
     version,
     about = "The sidecar proxy of the Byrnie service mesh",
     long_about = "The sidecar proxy of the Byrnie service mesh.\n\n\
-        Runs beside one application, in the same network namespace. Capture (`byrnie capture apply`) brings it every \
+        Runs beside one application, in the same network namespace. Capture (`byrnie-proxy capture apply`, or \
+        `byrnie capture apply`) brings it every \
         TCP connection that the application opens or receives; between two pods of the mesh it carries them in \
         mutually authenticated TLS. It makes its own private key, which never leaves the machine, and gets its \
         certificate from the control plane.",
@@ -56,6 +58,24 @@ pub enum Command {
     /// Dials the address that only capture can answer, as an application would; exit 0: captured, 1: not.
     #[command(hide = true)]
     ProveCapture,
+    /// Traffic capture in the network namespace that this runs in (needs CAP_NET_ADMIN there); as `byrnie capture`.
+    #[command(subcommand)]
+    Capture(CaptureCommand<NoOptions>),
+    /// Asks the proxy that runs to drain, and returns when it has begun: it tells its peers, is not ready any more, and
+    /// goes on carrying connections until SIGTERM. A proxy that is gone already is no error.
+    Drain(DrainArgs),
+}
+
+/// For a command without choices.
+#[derive(Debug, Args)]
+pub struct NoOptions {}
+
+/// `byrnie-proxy drain`.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// The proxy's Unix socket.
+    #[arg(long, value_name = "PATH")]
+    pub admin_socket: PathBuf,
 }
 
 /// The options of the proxy as they were typed; [`Config::try_from`] checks them.
