@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use byrnie_identity::TrustDomain;
+use byrnie_proto::probes::Probes;
 use byrnie_redirect::Exempt;
 use byrnie_redirect::command::CaptureCommand;
 use clap::{Args, Parser, Subcommand};
@@ -123,7 +124,7 @@ pub struct Options {
     /// Prometheus metrics; a port alone means every address.
     #[arg(long, value_name = "ADDR|PORT", default_value = "15010")]
     pub metrics_listen: String,
-    /// Health: /healthz/ready and /healthz/live; a port alone means every address.
+    /// Health: /healthz/ready and /healthz/live, and /probe/CONTAINER/KIND; a port alone means every address.
     #[arg(long, value_name = "ADDR|PORT", default_value = "15021")]
     pub health_listen: String,
     /// What is logged to standard error: `error`, `warn`, `info`, `debug`, `trace`, or tracing's filter syntax.
@@ -139,6 +140,10 @@ pub struct Options {
     /// sees to it itself; with `--exempt uid` someone else must run `byrnie-proxy prove-capture` in the pod.
     #[arg(long, value_name = "BOOL", default_value = "false")]
     pub require_application_proof: String,
+    /// The kubelet's probes that the proxy performs, as the injector writes them; asked for at /probe/CONTAINER/KIND of
+    /// --health-listen.
+    #[arg(long, value_name = "JSON", env = "BYRNIE_PROBES", hide_env_values = true)]
+    pub probes: Option<String>,
     /// How long open connections may go on after SIGTERM, such as `30s`, `5m` or `1h`.
     #[arg(long, value_name = "TIME", default_value = "30s")]
     pub drain_timeout: String,
@@ -174,6 +179,8 @@ pub struct Config {
     pub require_capture_proof: bool,
     /// Ready only once an application's connection was seen to be captured.
     pub require_application_proof: bool,
+    /// The kubelet's probes that the proxy performs.
+    pub probes: Probes,
     /// How long open connections may go on after SIGTERM.
     pub drain_timeout: Duration,
 }
@@ -335,6 +342,7 @@ impl TryFrom<Options> for Config {
             access_log: access_log(&options.access_log),
             require_capture_proof: check.truth("--require-capture-proof", &options.require_capture_proof),
             require_application_proof: check.truth("--require-application-proof", &options.require_application_proof),
+            probes: check.probes(options.probes.as_deref()),
             drain_timeout: check.time("--drain-timeout", &options.drain_timeout),
             state: own_directory(state),
         };

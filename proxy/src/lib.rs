@@ -21,6 +21,7 @@ pub mod certificates;
 pub mod control;
 pub mod discovery;
 pub mod model;
+pub mod probes;
 pub mod readiness;
 pub mod run;
 pub mod telemetry;

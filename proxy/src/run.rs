@@ -172,7 +172,7 @@ fn start(shared: &Arc<Shared>, log_level: logging::LogLevel, listeners: Listener
     }
     runtime()?.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let administration = Arc::new(Administration { shared: Arc::clone(shared), log_level });
+        let administration = Arc::new(Administration::new(Arc::clone(shared), log_level));
         background(shared);
         for (door, listeners) in [(Door::Status, admin), (Door::Metrics, metrics), (Door::Health, health)] {
             for listener in listeners {

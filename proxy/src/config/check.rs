@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use byrnie_identity::TrustDomain;
+use byrnie_proto::probes::Probes;
 use byrnie_redirect::{CaptureConfig, Exempt};
 
 use super::{AccessLog, ConfigError, CredentialFile, HostPort, Listen, every_address};
@@ -184,6 +185,17 @@ impl Check {
             _ => {
                 self.wrong(option, "true or false", quoted(text));
                 true
+            }
+        }
+    }
+
+    pub(super) fn probes(&mut self, text: Option<&str>) -> Probes {
+        match crate::probes::read(text.unwrap_or("{}")) {
+            Ok(probes) => probes,
+            Err(problem) => {
+                let option = byrnie_proto::probes::PROBES;
+                self.wrong(option, "the probes as the injector writes them", problem);
+                Probes::default()
             }
         }
     }
