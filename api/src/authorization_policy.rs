@@ -8,7 +8,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{MeshSettings, Problem, Selector, syntax};
+use crate::{MeshSettings, Problem, Selector, Status, syntax};
 
 /// Who of the mesh may, or may not, call the workloads that it selects.
 ///
@@ -21,7 +21,29 @@ use crate::{MeshSettings, Problem, Selector, syntax};
     plural = "authorizationpolicies",
     namespaced,
     derive = "PartialEq",
-    doc = "Who of the mesh may, or may not, call the workloads that it selects."
+    doc = "Who of the mesh may, or may not, call the workloads that it selects.",
+    status = "Status",
+    category = "byrnie",
+    shortname = "authz",
+    printcolumn(
+        name = "Action",
+        type_ = "string",
+        json_path = ".spec.action",
+        description = "Whether what matches is let in or refused."
+    ),
+    printcolumn(
+        name = "Enforcement",
+        type_ = "string",
+        json_path = ".spec.enforcement",
+        description = "Whether it decides, or only reports."
+    ),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Accepted')].status",
+        description = "Whether the mesh does what the object says."
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicySpec {
@@ -35,7 +57,7 @@ pub struct AuthorizationPolicySpec {
     pub enforcement: Enforcement,
     /// What matches: any of these. Left out: everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 256))]
     pub rules: Option<Vec<Rule>>,
 }
 
@@ -65,29 +87,37 @@ pub enum Enforcement {
 pub struct Rule {
     /// Any of these callers. Left out: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 256))]
     pub from: Option<Vec<Source>>,
     /// Any of these. Left out: every port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 256))]
     pub to: Option<Vec<Operation>>,
 }
 
 /// A caller, by its identity; every field that is set must match, and one must be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.namespace) || has(self.serviceAccount) || has(self.spiffeId) || has(self.trustDomain)",
+    "message": "expected at least one of namespace, serviceAccount, spiffeId, trustDomain; leave `from` out to match every caller",
+}]))]
 pub struct Source {
     /// The caller's namespace. In an Allow without `trustDomain`: of this mesh's own trust domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
     pub namespace: Option<String>,
     /// The caller's service account. Without `namespace`: of the policy's own namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
     pub service_account: Option<String>,
     /// The caller's SPIFFE ID, exact, or a prefix that ends in `/*`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^spiffe://"))]
     pub spiffe_id: Option<String>,
     /// The caller's trust domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[a-z0-9._-]+$"))]
     pub trust_domain: Option<String>,
 }
 

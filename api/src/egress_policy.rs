@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::authorization_policy::not_empty;
 use crate::ingress_policy::optional_ports;
-use crate::{Problem, syntax};
+use crate::{Problem, Status, syntax};
 
 /// Which destinations outside of the cluster the workloads of the namespace may call.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -20,7 +20,23 @@ use crate::{Problem, syntax};
     plural = "egresspolicies",
     namespaced,
     derive = "PartialEq",
-    doc = "Which destinations outside of the cluster the workloads of the namespace may call."
+    doc = "Which destinations outside of the cluster the workloads of the namespace may call.",
+    status = "Status",
+    category = "byrnie",
+    shortname = "egpol",
+    printcolumn(
+        name = "Service Accounts",
+        type_ = "string",
+        json_path = ".spec.serviceAccounts",
+        description = "Who may call; none: all of the namespace."
+    ),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Accepted')].status",
+        description = "Whether the mesh does what the object says."
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EgressPolicySpec {
@@ -29,7 +45,7 @@ pub struct EgressPolicySpec {
     #[schemars(length(min = 1))]
     pub service_accounts: Option<Vec<String>>,
     /// Any of these destinations.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 256))]
     pub to: Vec<Destination>,
 }
 
@@ -38,7 +54,7 @@ pub struct EgressPolicySpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Destination {
     /// Any of these networks, in CIDR notation.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 1024), inner(length(max = 64), regex(pattern = r"^[0-9a-fA-F.:]+/[0-9]{1,3}$")))]
     pub cidrs: Vec<String>,
     /// Any of these ports; left out: every port.
     #[serde(default, skip_serializing_if = "Option::is_none")]

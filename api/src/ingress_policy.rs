@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::authorization_policy::not_empty;
-use crate::{Problem, Selector, syntax};
+use crate::{Problem, Selector, Status, syntax};
 
 /// Which TLS clients outside of the mesh, by the identity that the mesh issued to them, may call which ports.
 ///
@@ -19,7 +19,25 @@ use crate::{Problem, Selector, syntax};
     plural = "ingresspolicies",
     namespaced,
     derive = "PartialEq",
-    doc = "Which TLS clients outside of the mesh may call which ports."
+    doc = "Which TLS clients outside of the mesh may call which ports.",
+    status = "Status",
+    category = "byrnie",
+    shortname = "ingpol",
+    printcolumn(name = "Ports", type_ = "string", json_path = ".spec.ports", description = "The ports that it opens."),
+    printcolumn(
+        name = "Principals",
+        type_ = "string",
+        json_path = ".spec.principals",
+        description = "Who may call.",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Accepted')].status",
+        description = "Whether the mesh does what the object says."
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IngressPolicySpec {
@@ -31,7 +49,7 @@ pub struct IngressPolicySpec {
     #[schemars(length(min = 1), inner(range(min = 1, max = 65535)))]
     pub ports: Option<Vec<u16>>,
     /// The SPIFFE IDs, exact, that the client's certificate must prove: any of these.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 2048), regex(pattern = r"^spiffe://")))]
     pub principals: Vec<String>,
 }
 

@@ -18,6 +18,7 @@ mod object;
 mod problem;
 mod schema;
 mod selector;
+mod status;
 mod syntax;
 
 pub use authorization_policy::{
@@ -36,3 +37,4 @@ pub use object::{GROUP, Kind, Object, RefusedPolicy, VERSION, is_ours, parse};
 pub use problem::{NOT_SUPPORTED_YET, ParseError, Problem};
 pub use schema::crds;
 pub use selector::Selector;
+pub use status::{ACCEPTED, Condition, Status};

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::problem::quote;
-use crate::{Action, MtlsMode, Problem, labels, syntax};
+use crate::{Action, MtlsMode, Problem, Status, labels, syntax};
 
 /// The name of the one `MeshConfig`.
 pub const MESH_CONFIG_NAME: &str = "default";
@@ -24,15 +24,40 @@ pub const MESH_CONFIG_NAME: &str = "default";
     plural = "meshconfigs",
     derive = "PartialEq",
     doc = "What holds for the whole mesh. There is one, named `default`.",
-    validation = "self.metadata.name == 'default'"
+    status = "Status",
+    category = "byrnie",
+    shortname = "mesh",
+    printcolumn(
+        name = "Trust Domain",
+        type_ = "string",
+        json_path = ".spec.trustDomain",
+        description = "The trust domain of every identity."
+    ),
+    printcolumn(
+        name = "Floor",
+        type_ = "string",
+        json_path = ".spec.mtls.floor",
+        description = "What no MtlsPolicy may go under."
+    ),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Accepted')].status",
+        description = "Whether the mesh does what the object says."
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = kube::core::Rule::new("self.metadata.name == 'default'")
+        .message("metadata.name must be `default`: a mesh has one MeshConfig")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MeshConfigSpec {
     /// The trust domain of every identity that the mesh issues. Default: `cluster.local`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[a-z0-9._-]+$"))]
     pub trust_domain: Option<String>,
     /// How long a workload's certificate lives, from `1h` to `7d`. Default: `24h`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 32), regex(pattern = r"^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
     pub svid_ttl: Option<String>,
     /// What holds for mutual TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -95,12 +120,15 @@ pub struct MeshNetworks {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IngressCertificate {
     /// The namespace of the ingress controller.
+    #[schemars(length(min = 1, max = 63))]
     pub namespace: String,
     /// Its service account.
+    #[schemars(length(min = 1, max = 253))]
     pub service_account: String,
     /// In Kubernetes: the Secret (type `kubernetes.io/tls`) of the same namespace that gets it. Default:
     /// `byrnie-ingress-client`; for another name the control plane needs a Role of its own (docs/rbac.md).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
     pub secret_name: Option<String>,
 }
 

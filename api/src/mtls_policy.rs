@@ -5,7 +5,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{MeshSettings, Problem, Selector, syntax};
+use crate::{MeshSettings, Problem, Selector, Status, syntax};
 
 /// Whether a port takes plaintext besides mutual TLS.
 ///
@@ -20,7 +20,37 @@ use crate::{MeshSettings, Problem, Selector, syntax};
     namespaced,
     derive = "PartialEq",
     doc = "Whether a namespace, a workload or a port takes plaintext besides mutual TLS.",
-    validation = "!has(self.spec.until) || self.spec.mode == 'Permissive'"
+    status = "Status",
+    category = "byrnie",
+    shortname = "mtls",
+    printcolumn(
+        name = "Mode",
+        type_ = "string",
+        json_path = ".spec.mode",
+        description = "What the port takes."
+    ),
+    printcolumn(
+        name = "Port",
+        type_ = "string",
+        json_path = ".spec.port",
+        description = "The one port that it is for."
+    ),
+    printcolumn(
+        name = "Until",
+        type_ = "string",
+        json_path = ".spec.until",
+        description = "When a Permissive becomes Strict."
+    ),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Accepted')].status",
+        description = "Whether the mesh does what the object says."
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = kube::core::Rule::new("!has(self.spec.until) || self.spec.mode == 'Permissive'")
+        .message("nothing may stand here beside `mode: Strict`: only Permissive can end, and Strict is what it becomes")
+        .field_path(".spec.until")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MtlsPolicySpec {
@@ -35,6 +65,7 @@ pub struct MtlsPolicySpec {
     pub mode: MtlsMode,
     /// When a Permissive becomes Strict by itself (RFC 3339); left out: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
     pub until: Option<String>,
 }
 

@@ -14,10 +14,7 @@ pub(crate) fn field(kind: Kind, path: &str) -> Option<&'static str> {
 
 type Fields = &'static [(&'static str, &'static str)];
 
-const ANYWHERE: Fields = &[
-    ("status", "status is not written yet"),
-    ("spec.selector.matchExpressions", "workloads are selected by matchLabels only"),
-];
+const ANYWHERE: Fields = &[("spec.selector.matchExpressions", "workloads are selected by matchLabels only")];
 
 const L4: &str = "policies are by identity and port only; what is inside of HTTP is not looked at";
 const MTLS_INGRESS: &str = "clients outside of the mesh get in by mutual TLS with a named principal only";

@@ -1,7 +1,9 @@
 //! The schemas of the custom resources, and the check of a value against them.
 //!
 //! The API server is given the schema; files are checked against the very same one here, so that an object means the
-//! same from either source. Unlike the API server this check refuses fields that the schema does not have.
+//! same from either source. Unlike the API server this check refuses fields that the schema does not have. `status` is not
+//! looked at: it says what became of the object, a file that was written from the cluster has it too, and a control plane
+//! of a later version may have put more into it than this one knows.
 
 use std::sync::OnceLock;
 
@@ -26,7 +28,7 @@ pub(crate) fn check(kind: Kind, object: &Map<String, Value>) -> Vec<Problem> {
     let root = schema(kind);
     for (name, value) in object {
         match (name.as_str(), property(root, name)) {
-            ("apiVersion" | "kind" | "metadata", _) => {}
+            ("apiVersion" | "kind" | "metadata" | "status", _) => {}
             (_, Some(schema)) => check.value(name, schema, value),
             (_, None) => check.unknown_field(name, ["apiVersion", "kind", "metadata", "spec"].into_iter()),
         }
@@ -88,7 +90,8 @@ impl Check {
             (Some("object"), Value::Object(fields)) => self.object(path, schema, fields),
             (Some("array"), Value::Array(items)) => self.array(path, schema, items),
             (Some("integer"), Value::Number(_)) => self.integer(path, schema, value),
-            (Some("string"), Value::String(_)) | (Some("boolean"), Value::Bool(_)) => {}
+            (Some("string"), Value::String(text)) => self.text(path, schema, text),
+            (Some("boolean"), Value::Bool(_)) => {}
             _ => self.note(Problem::new(path, expected(schema), describe(value))),
         }
     }
@@ -118,11 +121,28 @@ impl Check {
             let problem = Problem::new(path, "at least one entry", "an empty list");
             self.note(problem.hint("leave an optional field out to match everything"));
         }
+        if let Some(most) = schema.get("maxItems").and_then(Value::as_u64)
+            && items.len() as u64 > most
+        {
+            let problem = Problem::new(path, format!("at most {most} entries"), format!("{} entries", items.len()));
+            self.note(problem.hint("write several objects"));
+            return;
+        }
         let Some(schema) = schema.get("items") else {
             return;
         };
         for (index, item) in items.iter().enumerate() {
             self.value(&format!("{path}[{index}]"), schema, item);
+        }
+    }
+
+    /// Only the length: what the text must look like, the kind's own `validate` says better than a pattern.
+    fn text(&mut self, path: &str, schema: &Value, text: &str) {
+        let length = text.chars().count() as u64;
+        if let Some(most) = schema.get("maxLength").and_then(Value::as_u64)
+            && length > most
+        {
+            self.note(Problem::new(path, format!("at most {most} characters"), format!("{length} characters")));
         }
     }
 

@@ -167,7 +167,46 @@ fn what_is_outside_of_the_spec_is_refused_too() {
     let problems = check(Kind::MeshConfig, object.as_object().unwrap());
     let words: Vec<_> =
         problems.iter().map(|problem| (problem.path.as_str(), problem.is_not_supported_yet())).collect();
-    assert_eq!(words, [("specs", false), ("status", true)]);
+    assert_eq!(words, [("specs", false)]);
+}
+
+#[test]
+fn a_status_is_not_looked_at_whatever_a_later_version_puts_into_it() {
+    let status = json!({"conditions": [{"type": "Accepted", "later": 1}], "later": {}});
+    let object = json!({"apiVersion": "byrnie.dev/v1alpha1", "kind": "MtlsPolicy",
+        "metadata": {"name": "x", "namespace": "shop"}, "spec": {"mode": "Strict"}});
+    let mut with_status = object.clone();
+    with_status["status"] = status;
+    let (without, with) = (crate::parse(object).unwrap(), crate::parse(with_status).unwrap());
+    assert_eq!(without, with);
+}
+
+#[test]
+fn what_the_api_server_bounds_is_bounded_here_too() {
+    let many: Vec<Value> = (0..257).map(|_| json!({"ports": [1]})).collect();
+    assert_eq!(
+        check_spec(Kind::AuthorizationPolicy, json!({"action": "Deny", "rules": [{"to": many}]})),
+        ["spec.rules[0].to: expected at most 256 entries, found 257 entries (write several objects)"]
+    );
+    assert_eq!(
+        check_spec(Kind::MeshConfig, json!({"trustDomain": "a".repeat(256)})),
+        ["spec.trustDomain: expected at most 255 characters, found 256 characters"]
+    );
+}
+
+/// What `kubectl get byrnie -A` shows.
+#[test]
+fn every_kind_is_in_the_category_has_a_short_name_a_status_and_says_whether_it_is_accepted() {
+    for crd in crds() {
+        let names = &crd.spec.names;
+        assert_eq!(names.categories.as_deref(), Some(&["byrnie".to_owned()][..]), "{}", names.kind);
+        assert_eq!(names.short_names.as_ref().map(Vec::len), Some(1), "{}", names.kind);
+        let version = &crd.spec.versions[0];
+        assert!(version.subresources.as_ref().unwrap().status.is_some(), "{}", names.kind);
+        let columns = version.additional_printer_columns.as_ref().unwrap();
+        let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        assert!(names.ends_with(&["Accepted", "Age"]), "{names:?}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use byrnie_api::Kind;
+use byrnie_api::{ACCEPTED, Kind};
 use byrnie_proto::mesh::v1::ObjectStatus;
 use k8s_openapi::{
     api::core::v1::ObjectReference,
@@ -40,8 +40,6 @@ struct Verdict {
     /// Which generation was judged; `None`: the object could not be read that far.
     generation: Option<i64>,
 }
-
-const TYPE: &str = "Accepted";
 
 impl Conditions {
     pub(super) fn new(cluster: &Cluster, clock: byrnie_identity::Clock) -> Self {
@@ -182,7 +180,7 @@ fn name(kind: Kind, object: &DynamicObject) -> String {
 fn present(object: &DynamicObject) -> Option<Condition> {
     let conditions = object.data.get("status")?.get("conditions")?.as_array()?;
     let ours =
-        conditions.iter().find(|condition| condition.get("type").and_then(|kind| kind.as_str()) == Some(TYPE))?;
+        conditions.iter().find(|condition| condition.get("type").and_then(|kind| kind.as_str()) == Some(ACCEPTED))?;
     serde_json::from_value(ours.clone()).ok()
 }
 
@@ -197,7 +195,7 @@ fn condition(verdict: &Verdict, generation: Option<i64>, present: Option<&Condit
         (false, _) => "Refused",
     };
     Condition {
-        type_: TYPE.to_owned(),
+        type_: ACCEPTED.to_owned(),
         status: status.to_owned(),
         observed_generation: generation,
         last_transition_time: since.unwrap_or(Time(now)),
