@@ -86,6 +86,16 @@ pub const CA_SECRET: &str = "byrnie-ca";
 /// The Secret (`kubernetes.io/tls`) with the injector's serving certificate, in [`SYSTEM_NAMESPACE`].
 pub const INJECTOR_SECRET: &str = "byrnie-injector-tls";
 
+/// The Secret (`kubernetes.io/tls`) with an ingress controller's client certificate, in the controller's namespace,
+/// where MeshConfig names no other.
+pub const INGRESS_SECRET: &str = "byrnie-ingress-client";
+
+/// Label of everything that the control plane makes: [`MANAGED`].
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+
+/// The value of [`MANAGED_BY`].
+pub const MANAGED: &str = "byrnie";
+
 /// OSM's: on a namespace, the name of the mesh that monitors it; enrols it where MeshConfig adopts that name.
 pub const OSM_MONITORED_BY: &str = "openservicemesh.io/monitored-by";
 

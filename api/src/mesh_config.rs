@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::problem::quote;
-use crate::{Action, MtlsMode, Problem, Status, syntax};
+use crate::{Action, MtlsMode, Problem, Status, labels, syntax};
 
 /// The name of the one `MeshConfig`.
 pub const MESH_CONFIG_NAME: &str = "default";
@@ -125,6 +125,11 @@ pub struct IngressCertificate {
     /// Its service account.
     #[schemars(length(min = 1, max = 253))]
     pub service_account: String,
+    /// In Kubernetes: the Secret (type `kubernetes.io/tls`) of the same namespace that gets it. Default:
+    /// `byrnie-ingress-client`; for another name the control plane needs a Role of its own (docs/rbac.md).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: Option<String>,
 }
 
 /// A `MeshConfig` that was understood, with every default in its place.
@@ -186,6 +191,15 @@ impl MeshConfigSpec {
         let pod_cidrs = syntax::cidrs("spec.networks.podCIDRs", &networks.pod_cidrs, &mut problems);
         for (index, certificate) in self.ingress_certificates.iter().enumerate() {
             certificate.check(index, &trust_domain, &mut problems);
+            let place = |certificate: &IngressCertificate| {
+                (certificate.namespace.clone(), certificate.secret_name().to_owned())
+            };
+            let others = self.ingress_certificates.iter().take(index);
+            if others.clone().any(|other| place(other) == place(certificate)) {
+                let path = format!("spec.ingressCertificates[{index}].secretName");
+                let found = quote(certificate.secret_name());
+                problems.push(Problem::new(path, "a Secret that no other entry of the namespace names", found));
+            }
         }
         if !problems.is_empty() {
             return Err(problems);
@@ -207,10 +221,18 @@ impl MeshConfigSpec {
 }
 
 impl IngressCertificate {
+    /// The Secret that gets it.
+    pub fn secret_name(&self) -> &str {
+        self.secret_name.as_deref().unwrap_or(labels::INGRESS_SECRET)
+    }
+
     fn check(&self, index: usize, trust_domain: &TrustDomain, problems: &mut Vec<Problem>) {
         let path = format!("spec.ingressCertificates[{index}]");
         let named = syntax::namespace(&format!("{path}.namespace"), &self.namespace, problems)
             & syntax::object_name(&format!("{path}.serviceAccount"), &self.service_account, problems);
+        if let Some(name) = &self.secret_name {
+            syntax::object_name(&format!("{path}.secretName"), name, problems);
+        }
         if named && let Err(error) = SpiffeId::workload(trust_domain, &self.namespace, &self.service_account) {
             problems.push(Problem::new(path, "the parts of a SPIFFE ID", error.to_string()));
         }

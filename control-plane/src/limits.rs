@@ -157,3 +157,41 @@ pub const ADMIN_CONNECTIONS: usize = 64;
 pub const HEALTH_CONNECTIONS: usize = 64;
 /// A request to the health port comes and goes within this time.
 pub const HEALTH_REQUEST: Duration = Duration::from_secs(5);
+
+/// How long the Lease holds without being renewed: after a crash nobody writes for as long.
+pub const LEASE: Duration = Duration::from_secs(30);
+/// How long before its end it is renewed: two calls of [`LEASE_CALL`] each, with their connections, fit in.
+pub const LEASE_GRACE: Duration = Duration::from_secs(13);
+/// Before it writes, the leader reads the Lease, unless it has within this time.
+pub const LEASE_ASKED: Duration = Duration::from_secs(5);
+/// Changes of the mesh that the leader writes something for are taken together for this long.
+pub const WRITE_COALESCE: Duration = Duration::from_millis(250);
+/// Failures of one pass of a writer that are told one by one.
+pub const FAILURES_TOLD: usize = 20;
+/// What fails all the time is told again after this time.
+pub const FAILURES_TOLD_AGAIN: Duration = Duration::from_secs(300);
+/// How often the leader compares what it has written with what is there.
+pub const COMPARED: Duration = Duration::from_secs(60);
+/// Life of the injector's serving certificate, renewed at its half: long enough for a control plane that is away for two
+/// weeks.
+pub const INJECTOR_CERTIFICATE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How often the leader looks after the injector's certificate: an installation waits for it.
+pub const INJECTOR_CHECK: Duration = Duration::from_secs(10);
+/// Events are told again after this time, where their cause lasts. Kubernetes forgets them after an hour.
+pub const EVENT_AGAIN: Duration = Duration::from_secs(1200);
+/// Events in one go: a mesh in trouble must not fill etcd.
+pub const EVENTS_BURST: u32 = 50;
+/// See [`EVENTS_BURST`].
+pub const EVENTS_PER_SECOND: u32 = 1;
+/// Events remembered so as not to be told twice.
+pub const EVENTS_REMEMBERED: usize = 4096;
+/// An event's note; the API server takes 1 KiB.
+pub const EVENT_NOTE_BYTES: usize = 1000;
+/// A condition's message: some problems of an object, not all that there can be.
+pub const CONDITION_BYTES: usize = 4096;
+/// Names of Secrets that MeshConfig has named since the start, and that are looked through for what it no longer names.
+pub const INGRESS_SECRET_NAMES: usize = 64;
+/// How often that is done where MeshConfig does not change.
+pub const SWEPT: Duration = Duration::from_secs(600);
+/// How often the reports of the connected proxies are looked through for what an operator should see.
+pub const PROXIES_LOOKED_AT: Duration = Duration::from_secs(10);

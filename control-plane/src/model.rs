@@ -35,6 +35,10 @@ pub struct Model {
     pub meshed_by: MeshedBy,
     /// What became of the objects of the source; in Kubernetes those of others only where there is something to say.
     pub statuses: Vec<ObjectStatus>,
+    /// The namespaces that are in the mesh.
+    pub enrolled: BTreeSet<String>,
+    /// `metadata.generation` of the mesh's own objects, where there is one.
+    pub generations: BTreeMap<Arc<ObjectKey>, i64>,
     pods: BTreeMap<String, Arc<PodFacts>>,
     by_uid: HashMap<Arc<str>, Arc<PodFacts>>,
     by_address: HashMap<IpAddr, Arc<PodFacts>>,
@@ -257,7 +261,7 @@ impl<'a> Builder<'a> {
 
     /// Policies, and what Services declare of ports.
     fn apply_policies(&mut self) {
-        let enrolled = std::mem::take(&mut self.enrolled);
+        let enrolled = self.enrolled.clone();
         let objects = self.objects;
         let mut by_namespace: HashMap<&str, Vec<&byrnie_api::Object>> = HashMap::new();
         for stored in objects.items.values() {
@@ -373,6 +377,8 @@ impl<'a> Builder<'a> {
             settings: self.settings,
             meshed_by,
             statuses: self.statuses,
+            enrolled: self.enrolled,
+            generations: self.objects.generations.clone(),
             pods,
             by_uid,
             by_address,

@@ -9,7 +9,9 @@ use std::{
     time::SystemTime,
 };
 
-use byrnie_proto::mesh::v1::{Direction, Edge, EgressRecord, IssuedIdentity, Nack, ObservedProxy, Refusal, Report};
+use byrnie_proto::mesh::v1::{
+    Direction, Edge, EgressRecord, IssuedIdentity, Nack, ObservedProxy, ProxyStatus, Refusal, Report,
+};
 use tokio::sync::oneshot;
 
 use crate::{journal::Journal, limits, model::Model};
@@ -139,6 +141,14 @@ impl Proxies {
         let state = self.lock();
         let connected = state.of.values().filter(|proxy| proxy.connected.is_some());
         connected.filter_map(|proxy| proxy.presented.clone()).collect()
+    }
+
+    /// What the connected proxies said last of themselves.
+    pub(crate) fn statuses(&self) -> Vec<(Arc<str>, ProxyStatus)> {
+        let state = self.lock();
+        let connected = state.of.iter().filter(|(_, proxy)| proxy.connected.is_some());
+        let statuses = connected.filter_map(|(uid, proxy)| Some((uid.clone(), proxy.report.as_ref()?.status.clone()?)));
+        statuses.collect()
     }
 
     /// The last refusals, oldest first.
@@ -272,9 +282,14 @@ fn bound(report: &mut Report) {
     }
 }
 
-pub(crate) fn cut(mut text: String) -> String {
-    if text.len() > limits::REPORT_STRING_BYTES {
-        let mut end = limits::REPORT_STRING_BYTES;
+pub(crate) fn cut(text: String) -> String {
+    cut_to(text, limits::REPORT_STRING_BYTES)
+}
+
+/// Cut to at most `bytes`, between two characters.
+pub(crate) fn cut_to(mut text: String, bytes: usize) -> String {
+    if text.len() > bytes {
+        let mut end = bytes;
         while !text.is_char_boundary(end) {
             end -= 1;
         }

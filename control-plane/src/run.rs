@@ -13,7 +13,7 @@ use tokio::{
 use crate::{
     certificates::{Own, ingress},
     health::Health,
-    kubernetes::Cluster,
+    kubernetes::{self, Cluster},
     limits,
     plane::Plane,
     publish, server,
@@ -108,9 +108,15 @@ impl ControlPlane {
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(publish::run(plane.clone(), source, published));
         tasks.spawn(own.keep(plane.clone()));
+        let mut writers = tokio::task::JoinSet::new();
         match &cluster {
             None => drop(tasks.spawn(ingress::keep(plane.clone(), state.join("ingress"), changed))),
-            Some(_) => drop(changed),
+            Some(cluster) => {
+                let mut ending = plane.ending.subscribe();
+                // The sender lives as long as the plane.
+                let ended = async move { drop(ending.wait_for(|ending| *ending).await) };
+                writers.spawn(kubernetes::write(cluster.clone(), plane.clone(), changed, ended));
+            }
         }
         let mut servers = tokio::task::JoinSet::new();
         servers.spawn(server::serve_proxies(plane.clone(), listeners, config));
@@ -126,12 +132,17 @@ impl ControlPlane {
         tracing::info!("control plane ends");
         health.set_ready(false);
         plane.ending.send_replace(true);
-        let closed = async { while servers.join_next().await.is_some() {} };
+        let closed = async {
+            while servers.join_next().await.is_some() {}
+            // So that another replica leads at once.
+            while writers.join_next().await.is_some() {}
+        };
         if tokio::time::timeout(limits::SHUTDOWN, closed).await.is_err() {
             tracing::info!("connections that were still open are closed");
         }
         tasks.shutdown().await;
         servers.shutdown().await;
+        writers.shutdown().await;
         let _ = std::fs::remove_file(&socket);
         result
     }

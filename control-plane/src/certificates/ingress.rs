@@ -14,7 +14,12 @@ use byrnie_api::{IngressCertificate, labels};
 use byrnie_identity::{KeyPair, SpiffeId, Svid};
 
 use super::{CHECK, CertificateError};
-use crate::{journal::Holder, model::Model, plane::Plane, state::write_atomically};
+use crate::{
+    journal::Holder,
+    model::{Model, PodFacts},
+    plane::Plane,
+    state::write_atomically,
+};
 
 const FILES: [&str; 3] = ["tls.crt", "tls.key", "ca.crt"];
 const DATA: &str = "..data";
@@ -59,19 +64,7 @@ async fn ensure(
 ) -> Result<(), CertificateError> {
     let folder = directory.join(&wanted.namespace).join(&wanted.service_account);
     let failed = |source: io::Error| CertificateError::File { path: folder.display().to_string(), source };
-    if wanted.namespace == labels::SYSTEM_NAMESPACE {
-        return Err(failed(io::Error::other("identities of the mesh's own namespace are not given away")));
-    }
-    let id = SpiffeId::workload(&model.settings.trust_domain, &wanted.namespace, &wanted.service_account)
-        .map_err(|error| failed(io::Error::other(error.to_string())))?;
-    // Whoever holds such a certificate could answer in the place of the pod.
-    if let Some(pod) = model.pods().find(|pod| pod.enrolled && !pod.finished && pod.spiffe_id == id) {
-        let reason = format!(
-            "expected a service account outside of the mesh, found that of pod {}; give the ingress one of its own",
-            pod.place()
-        );
-        return Err(failed(io::Error::other(reason)));
-    }
+    let id = identity(model, wanted).map_err(|reason| failed(io::Error::other(reason)))?;
     let holder = Holder::Ingress(id.clone());
     let roots = plane.authority.bundle().to_pem();
     if let Some(current) = plane.journal.newest(&holder) {
@@ -94,6 +87,27 @@ async fn ensure(
     replace(&folder, svid.serial(), [&contents[0], &contents[1], &contents[2]]).map_err(failed)?;
     tracing::info!(id = id.as_str(), serial = svid.serial(), folder = %folder.display(), "ingress certificate written");
     Ok(())
+}
+
+/// Whom the certificate is for.
+///
+/// # Errors
+/// It can't be given away, and why.
+pub(crate) fn identity(model: &Model, wanted: &IngressCertificate) -> Result<SpiffeId, String> {
+    if wanted.namespace == labels::SYSTEM_NAMESPACE {
+        return Err("identities of the mesh's own namespace are not given away".to_owned());
+    }
+    let id = SpiffeId::workload(&model.settings.trust_domain, &wanted.namespace, &wanted.service_account)
+        .map_err(|error| error.to_string())?;
+    // Whoever holds such a certificate could answer in the place of the pod.
+    let member = |pod: &&Arc<PodFacts>| (pod.enrolled || pod.injected) && !pod.finished && pod.spiffe_id == id;
+    match model.pods().find(member) {
+        Some(pod) => Err(format!(
+            "expected a service account outside of the mesh, found that of pod {}; give the ingress one of its own",
+            pod.place()
+        )),
+        None => Ok(id),
+    }
 }
 
 fn try_out(folder: &Path, content: &str) -> io::Result<()> {

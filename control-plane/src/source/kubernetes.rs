@@ -107,7 +107,8 @@ fn watch_all(client: &Client, store: &Arc<Store>, tasks: &mut JoinSet<()>) {
     }
 }
 
-fn definition(kind: Kind) -> ApiResource {
+/// What the API server calls a kind of ours.
+pub(crate) fn definition(kind: Kind) -> ApiResource {
     match kind {
         Kind::MeshConfig => ApiResource::erase::<MeshConfig>(&()),
         Kind::MtlsPolicy => ApiResource::erase::<MtlsPolicy>(&()),
