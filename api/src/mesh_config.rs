@@ -54,7 +54,7 @@ pub struct MeshConfigSpec {
     pub ingress_certificates: Vec<IngressCertificate>,
     /// How the proxies are run; a pod's annotations change it for that pod. Taken up by pods made from then on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sidecar: Option<MeshSidecar>,
+    pub sidecar: Option<Box<MeshSidecar>>,
     /// Names of Open Service Meshes whose namespaces (label `openservicemesh.io/monitored-by`) this mesh takes over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adopted_meshes: Vec<String>,

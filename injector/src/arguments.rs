@@ -1,0 +1,110 @@
+//! The command line of `byrnie-injector`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use byrnie_api::ImageReference;
+use clap::{Parser, ValueEnum};
+
+use crate::run::Options;
+
+/// Puts Byrnie's proxy into pods as they are made, and refuses what can not work.
+///
+/// The API server asks it (MutatingWebhookConfiguration and ValidatingWebhookConfiguration `byrnie-injector`) about each
+/// pod of a namespace that is in the mesh, and about the objects of byrnie.dev. It answers by the pod, its namespace's
+/// labels and the MeshConfig alone; it changes nothing itself. Until it has seen the MeshConfig and the namespaces once,
+/// no pod is admitted: one without its proxy would speak in plaintext.
+#[derive(Debug, Parser)]
+#[command(name = "byrnie-injector", version, after_long_help = EXAMPLES)]
+pub struct Arguments {
+    /// Address of the webhooks, over TLS: /mutate and /validate.
+    #[arg(long, value_name = "IP:PORT", default_value = "[::]:15443")]
+    listen: SocketAddr,
+
+    /// Address of /healthz, in the clear: ready when certificate, MeshConfig and namespaces are there; the answer says
+    /// what is missing. /healthz/live answers as long as the process does.
+    #[arg(long, value_name = "IP:PORT", default_value = "[::]:15444")]
+    health_listen: SocketAddr,
+
+    /// Directory with the serving certificate, tls.crt and tls.key, as a Secret of type kubernetes.io/tls is mounted.
+    /// Waited for where it is missing; read again when it changes.
+    #[arg(long, value_name = "DIR", default_value = "/var/run/secrets/byrnie-injector")]
+    certificate: PathBuf,
+
+    /// Image of the proxy where neither MeshConfig (spec.sidecar.image) nor the pod (annotation
+    /// byrnie.dev/proxy-image) names one.
+    #[arg(long, value_name = "IMAGE", env = "BYRNIE_PROXY_IMAGE", default_value_t = default_image(), value_parser = image)]
+    proxy_image: ImageReference,
+
+    /// What to log: a level, or levels by module, such as `info,byrnie_injector=debug`.
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "BYRNIE_LOG")]
+    pub log: String,
+
+    /// How to log, on standard error.
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl Arguments {
+    /// What they mean.
+    pub fn options(&self) -> Options {
+        Options {
+            listen: self.listen,
+            health_listen: self.health_listen,
+            certificate: self.certificate.clone(),
+            proxy_image: self.proxy_image.clone(),
+        }
+    }
+}
+
+/// The proxy's image of this version.
+pub fn default_image() -> ImageReference {
+    const IMAGE: &str = concat!("byrnie/proxy:", env!("CARGO_PKG_VERSION"));
+    IMAGE.parse().expect("a constant, read in a test")
+}
+
+fn image(text: &str) -> Result<ImageReference, String> {
+    text.parse().map_err(|problem: byrnie_api::Problem| problem.to_string())
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  byrnie-injector                                       in a pod, with what `byrnie install` has made
+  byrnie-injector --listen 127.0.0.1:15443 --certificate ./tls    elsewhere, with $KUBECONFIG
+  byrnie inject -f deployment.yaml                      the same injection without any server
+
+It needs to get, list and watch meshconfigs.byrnie.dev and namespaces, and nothing else.
+
+Exit codes: 0 ended by SIGTERM or SIGINT, 1 could not start (the reason is on standard error), 2 usage.";
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_its_help_teaches() {
+        Arguments::command().debug_assert();
+        let help = Arguments::command().render_long_help().to_string();
+        for word in ["--listen", "/mutate", "--certificate", "--proxy-image", "byrnie inject", "Exit codes"] {
+            assert!(help.contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn the_image_is_read_before_anything_starts() {
+        assert_eq!(default_image().as_str(), concat!("byrnie/proxy:", env!("CARGO_PKG_VERSION")));
+        assert!(Arguments::try_parse_from(["x", "--proxy-image", "proxy --privileged"]).is_err());
+    }
+}
