@@ -76,31 +76,31 @@ impl CaptureExclusions {
         arguments
     }
 
-    /// Reads what [`Self::arguments`] has put among the arguments of a capture container. Other arguments are not
-    /// looked at.
+    /// Reads the arguments that the injector gave to a pod's capture container, `--exclude-inbound-ports 80,81` or with
+    /// `=`. Unlike annotations nobody can change them while the pod lives, so they are what was really excluded.
     ///
     /// # Errors
-    /// Everything that is malformed; `path` is where the arguments stand.
-    pub fn from_arguments(path: &str, arguments: &[String]) -> Result<Self, Vec<Problem>> {
-        let (mut exclusions, mut problems) = (Self::default(), Vec::new());
-        for (index, argument) in arguments.iter().enumerate() {
-            let Some((flag, text)) = argument.split_once('=') else {
-                if FLAGS.contains(&argument.as_str()) {
-                    problems.push(Problem::new(format!("{path}[{index}]"), "`=` and values", quote(argument)));
-                }
+    /// Everything that is malformed in them; with such arguments the container does not start.
+    pub fn from_arguments<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<Self, Vec<Problem>> {
+        let mut said: BTreeMap<String, String> = BTreeMap::new();
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            let (name, value) = match argument.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (argument, None),
+            };
+            let Some(annotation) = FLAGS.iter().find(|(flag, _)| *flag == name).map(|(_, annotation)| annotation)
+            else {
                 continue;
             };
-            let path = format!("{path}[{index}]");
-            match flag {
-                INBOUND_PORTS => exclusions.inbound_ports.extend(list(&path, text, PORT, port, &mut problems)),
-                OUTBOUND_PORTS => exclusions.outbound_ports.extend(list(&path, text, PORT, port, &mut problems)),
-                OUTBOUND_CIDRS => exclusions.outbound_cidrs.extend(list(&path, text, CIDR, cidr, &mut problems)),
-                UIDS => exclusions.uids.extend(list(&path, text, UID, uid, &mut problems)),
-                INTERFACES => exclusions.interfaces.extend(list(&path, text, INTERFACE, interface, &mut problems)),
-                _ => {}
+            let value = value.or_else(|| arguments.next()).unwrap_or_default();
+            let values = said.entry((*annotation).to_owned()).or_default();
+            if !values.is_empty() {
+                values.push(',');
             }
+            values.push_str(value);
         }
-        if problems.is_empty() { Ok(exclusions) } else { Err(problems) }
+        Self::from_annotations(&said)
     }
 
     /// Whether connections to this port of the pod reach the proxy.
@@ -114,7 +114,15 @@ const OUTBOUND_PORTS: &str = "--exclude-outbound-ports";
 const OUTBOUND_CIDRS: &str = "--exclude-outbound-cidrs";
 const UIDS: &str = "--exclude-uids";
 const INTERFACES: &str = "--exclude-interfaces";
-const FLAGS: [&str; 5] = [INBOUND_PORTS, OUTBOUND_PORTS, OUTBOUND_CIDRS, UIDS, INTERFACES];
+
+/// Options of `capture apply`, and the annotations that say the same.
+const FLAGS: [(&str, &str); 5] = [
+    (INBOUND_PORTS, labels::EXCLUDE_INBOUND_PORTS),
+    (OUTBOUND_PORTS, labels::EXCLUDE_OUTBOUND_PORTS),
+    (OUTBOUND_CIDRS, labels::EXCLUDE_OUTBOUND_CIDRS),
+    (UIDS, labels::EXCLUDE_UIDS),
+    (INTERFACES, labels::EXCLUDE_INTERFACES),
+];
 
 const PORT: &str = "a port from 1 to 65535";
 pub(crate) const CIDR: &str =
@@ -271,8 +279,29 @@ mod tests {
         let mut arguments = vec!["--prove".to_owned(), "--exempt".to_owned(), "uid:1500".to_owned()];
         arguments.extend(exclusions.arguments());
         assert_eq!(arguments[3], "--exclude-inbound-ports=80,9090");
-        assert_eq!(CaptureExclusions::from_arguments("args", &arguments), Ok(exclusions));
-        let bad = ["--exclude-inbound-ports=80,x".to_owned(), "--exclude-uids".to_owned()];
-        assert_eq!(CaptureExclusions::from_arguments("args", &bad).unwrap_err().len(), 2);
+        assert_eq!(CaptureExclusions::from_arguments(arguments.iter().map(String::as_str)), Ok(exclusions));
+    }
+
+    #[test]
+    fn arguments_of_the_capture_container_say_the_same() {
+        let arguments = [
+            "/byrnie-proxy",
+            "capture",
+            "apply",
+            "--exempt",
+            "uid:1500",
+            "--exclude-inbound-ports",
+            "9090,9091",
+            "--exclude-inbound-ports=80",
+            "--exclude-uids=0",
+            "--exclude-outbound-cidrs",
+            "203.0.113.0/24",
+        ];
+        let exclusions = CaptureExclusions::from_arguments(arguments).unwrap();
+        assert_eq!([9090, 9091, 80, 81].map(|port| exclusions.captures_inbound(port)), [false, false, false, true]);
+        assert_eq!((exclusions.uids, exclusions.outbound_cidrs.len()), (vec![0], 1));
+        assert!(CaptureExclusions::from_arguments(["--exclude-inbound-ports=http"]).is_err());
+        let cut_short = CaptureExclusions::from_arguments(["--exclude-inbound-ports"]).unwrap();
+        assert_eq!(cut_short, CaptureExclusions::default());
     }
 }

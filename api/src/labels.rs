@@ -8,6 +8,9 @@ pub const MESH: &str = "byrnie.dev/mesh";
 /// The one value of [`MESH`] that enrols.
 pub const MESH_ENABLED: &str = "enabled";
 
+/// The value of [`MESH`] by which `byrnie namespace ignore` keeps a namespace out, whatever other labels it has.
+pub const MESH_DISABLED: &str = "disabled";
+
 /// Annotation of a pod: [`INJECT_OFF`] keeps the proxy out of it, [`INJECT_ON`] goes before what OSM's annotations say.
 pub const INJECT: &str = "byrnie.dev/inject";
 
@@ -122,9 +125,12 @@ pub const NEVER_ENROLLED: [&str; 2] = ["kube-system", SYSTEM_NAMESPACE];
 /// Whether a namespace with these labels is in the mesh: by [`MESH`], or by [`OSM_MONITORED_BY`] with one of the
 /// `adopted_meshes` (`MeshSettings::adopted_meshes`). Those of [`NEVER_ENROLLED`] never are.
 pub fn is_enrolled(namespace: &str, labels: &BTreeMap<String, String>, adopted_meshes: &[String]) -> bool {
-    let ours = labels.get(MESH).is_some_and(|value| value == MESH_ENABLED);
-    let adopted = labels.get(OSM_MONITORED_BY).is_some_and(|name| adopted_meshes.contains(name));
-    !NEVER_ENROLLED.contains(&namespace) && (ours || adopted)
+    let says_so = match labels.get(MESH).map(String::as_str) {
+        Some(MESH_ENABLED) => true,
+        Some(MESH_DISABLED) => false,
+        _ => labels.get(OSM_MONITORED_BY).is_some_and(|name| adopted_meshes.contains(name)),
+    };
+    says_so && !NEVER_ENROLLED.contains(&namespace)
 }
 
 /// Whether a pod of an enrolled namespace is to have a proxy.
@@ -153,6 +159,9 @@ mod tests {
         assert!(is_enrolled("shop", &one(OSM_MONITORED_BY, "osm"), &adopted));
         assert!(!is_enrolled("shop", &one(OSM_MONITORED_BY, "osm-2"), &adopted));
         assert!(!is_enrolled("shop", &one(OSM_MONITORED_BY, "osm"), &[]));
+        let mut ignored = one(OSM_MONITORED_BY, "osm");
+        ignored.insert(MESH.to_owned(), MESH_DISABLED.to_owned());
+        assert!(!is_enrolled("shop", &ignored, &adopted));
     }
 
     #[test]

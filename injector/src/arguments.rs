@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use byrnie_api::ImageReference;
 use clap::{Parser, ValueEnum};
 
+use crate::inject::{ProxyImage, PullPolicy};
 use crate::run::Options;
 
 /// Puts Byrnie's proxy into pods as they are made, and refuses what can not work.
@@ -29,12 +30,16 @@ pub struct Arguments {
     /// Directory with the serving certificate, tls.crt and tls.key, as a Secret of type kubernetes.io/tls is mounted.
     /// Waited for where it is missing; read again when it changes.
     #[arg(long, value_name = "DIR", default_value = "/var/run/secrets/byrnie-injector")]
-    certificate: PathBuf,
+    certificate_dir: PathBuf,
 
     /// Image of the proxy where neither MeshConfig (spec.sidecar.image) nor the pod (annotation
     /// byrnie.dev/proxy-image) names one.
-    #[arg(long, value_name = "IMAGE", env = "BYRNIE_PROXY_IMAGE", default_value_t = default_image(), value_parser = image)]
+    #[arg(long, value_name = "IMAGE", env = "BYRNIE_PROXY_IMAGE", default_value_t = ProxyImage::default().reference, value_parser = image)]
     proxy_image: ImageReference,
+
+    /// When a node pulls the proxy's image.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    proxy_image_pull_policy: PullPolicy,
 
     /// What to log: a level, or levels by module, such as `info,byrnie_injector=debug`.
     #[arg(long, value_name = "FILTER", default_value = "info", env = "BYRNIE_LOG")]
@@ -60,16 +65,10 @@ impl Arguments {
         Options {
             listen: self.listen,
             health_listen: self.health_listen,
-            certificate: self.certificate.clone(),
-            proxy_image: self.proxy_image.clone(),
+            certificate: self.certificate_dir.clone(),
+            proxy_image: ProxyImage { reference: self.proxy_image.clone(), pull_policy: self.proxy_image_pull_policy },
         }
     }
-}
-
-/// The proxy's image of this version.
-pub fn default_image() -> ImageReference {
-    const IMAGE: &str = concat!("byrnie/proxy:", env!("CARGO_PKG_VERSION"));
-    IMAGE.parse().expect("a constant, read in a test")
 }
 
 fn image(text: &str) -> Result<ImageReference, String> {
@@ -79,7 +78,7 @@ fn image(text: &str) -> Result<ImageReference, String> {
 const EXAMPLES: &str = "\
 Examples:
   byrnie-injector                                       in a pod, with what `byrnie install` has made
-  byrnie-injector --listen 127.0.0.1:15443 --certificate ./tls    elsewhere, with $KUBECONFIG
+  byrnie-injector --listen 127.0.0.1:15443 --certificate-dir ./tls    elsewhere, with $KUBECONFIG
   byrnie inject -f deployment.yaml                      the same injection without any server
 
 It needs to get, list and watch meshconfigs.byrnie.dev and namespaces, and nothing else.
@@ -97,14 +96,18 @@ mod tests {
     fn the_command_line_is_sound_and_its_help_teaches() {
         Arguments::command().debug_assert();
         let help = Arguments::command().render_long_help().to_string();
-        for word in ["--listen", "/mutate", "--certificate", "--proxy-image", "byrnie inject", "Exit codes"] {
+        for word in ["--listen", "/mutate", "--certificate-dir", "--proxy-image", "byrnie inject", "Exit codes"] {
             assert!(help.contains(word), "{word}");
         }
     }
 
     #[test]
     fn the_image_is_read_before_anything_starts() {
-        assert_eq!(default_image().as_str(), concat!("byrnie/proxy:", env!("CARGO_PKG_VERSION")));
+        let image = Arguments::try_parse_from(["x"]).unwrap().options().proxy_image;
+        assert_eq!(image.reference.as_str(), concat!("byrnie/proxy:", env!("CARGO_PKG_VERSION")));
+        assert_eq!(image.pull_policy, PullPolicy::IfNotPresent);
+        let always = ["x", "--proxy-image-pull-policy=Always"];
+        assert_eq!(Arguments::try_parse_from(always).unwrap().options().proxy_image.pull_policy, PullPolicy::Always);
         assert!(Arguments::try_parse_from(["x", "--proxy-image", "proxy --privileged"]).is_err());
     }
 }

@@ -16,6 +16,7 @@ use std::fmt;
 
 use byrnie_api::{ImageReference, Injection, MeshSettings, Problem, SidecarSettings, injection, labels};
 use byrnie_identity::TrustDomain;
+use clap::ValueEnum;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 pub use graft::graft;
@@ -25,8 +26,8 @@ pub use graft::graft;
 pub struct Settings {
     /// The trust domain of the mesh.
     pub trust_domain: TrustDomain,
-    /// The proxy's image where neither the mesh nor the pod names one.
-    pub image: ImageReference,
+    /// The proxy's image where neither the mesh nor the pod names one, and when it is pulled.
+    pub image: ProxyImage,
     /// How proxies are run.
     pub sidecar: SidecarSettings,
     /// Names of Open Service Meshes whose namespaces the mesh takes over.
@@ -35,12 +36,52 @@ pub struct Settings {
 
 impl Settings {
     /// What the mesh says, with the image that the injector was installed with.
-    pub fn new(mesh: &MeshSettings, image: &ImageReference) -> Self {
+    pub fn new(mesh: &MeshSettings, image: &ProxyImage) -> Self {
         Self {
             trust_domain: mesh.trust_domain.clone(),
             image: image.clone(),
             sidecar: mesh.sidecar.clone(),
             adopted_meshes: mesh.adopted_meshes.clone(),
+        }
+    }
+}
+
+/// The image that the injector was installed with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyImage {
+    /// Its name.
+    pub reference: ImageReference,
+    /// When a node pulls it, and whatever image stands in its place.
+    pub pull_policy: PullPolicy,
+}
+
+impl Default for ProxyImage {
+    /// The one of this version.
+    fn default() -> Self {
+        const IMAGE: &str = concat!("byrnie/proxy:", env!("CARGO_PKG_VERSION"));
+        Self { reference: IMAGE.parse().expect("a constant, read in a test"), pull_policy: PullPolicy::default() }
+    }
+}
+
+/// When a node pulls an image; the names are Kubernetes'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum PullPolicy {
+    /// Each time a container starts.
+    Always,
+    /// Where it is not there.
+    #[default]
+    IfNotPresent,
+    /// It must be there.
+    Never,
+}
+
+impl PullPolicy {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
         }
     }
 }

@@ -16,6 +16,6 @@ mod run;
 mod server;
 mod validate;
 
-pub use arguments::{Arguments, LogFormat, default_image};
+pub use arguments::{Arguments, LogFormat};
 pub use run::{Options, StartError, run};
 pub use server::{Listeners, Server};

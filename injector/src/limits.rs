@@ -27,6 +27,8 @@ pub const CERTIFICATE_POLL: Duration = Duration::from_secs(2);
 pub const CERTIFICATE_BYTES: u64 = 128 * 1024;
 /// The environment variable with the probes: Linux takes no variable above 128 KiB into a process.
 pub const PROBES_BYTES: usize = 96 * 1024;
+/// Probes and hooks of a pod: 64 containers with five each. The proxy takes no more.
+pub const PROBES: usize = 320;
 /// What is said about one object; more nobody mends at once, and an answer stays small.
 pub const PROBLEMS: usize = 20;
 /// A warning is cut by clients beyond this (Kubernetes' documentation: 256 characters, 4096 in all).

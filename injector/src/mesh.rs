@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use byrnie_api::{ImageReference, MESH_CONFIG_NAME, MeshSettings, Object, labels, parse};
+use byrnie_api::{MESH_CONFIG_NAME, MeshSettings, Object, labels, parse};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Client;
 use kube::api::Api;
@@ -17,13 +17,13 @@ use kube::core::PartialObjectMeta;
 use serde_json::Value;
 use tracing::{info, warn};
 
-use crate::inject::{NamespaceFacts, Settings};
+use crate::inject::{NamespaceFacts, ProxyImage, Settings};
 use crate::limits;
 use crate::validate::without_status;
 
 /// What is known of the mesh.
 pub struct Mesh {
-    image: ImageReference,
+    image: ProxyImage,
     client: Option<Client>,
     config: ArcSwap<Config>,
     namespaces: ArcSwapOption<Namespaces>,
@@ -47,7 +47,7 @@ struct Good {
 
 impl Mesh {
     /// Knows nothing yet. `client` is asked about namespaces; without one, what is not held is not known.
-    pub fn new(image: ImageReference, client: Option<Client>) -> Self {
+    pub fn new(image: ProxyImage, client: Option<Client>) -> Self {
         let reason = "the API server was not asked for it yet".to_owned();
         Self {
             image,

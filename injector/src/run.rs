@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use byrnie_api::ImageReference;
 use kube::Client;
 use tracing::info;
 
 use crate::certificate::{Files, Serving};
+use crate::inject::ProxyImage;
 use crate::mesh::Mesh;
 use crate::server::{Listeners, Server};
 
@@ -22,7 +22,7 @@ pub struct Options {
     /// Directory with `tls.crt` and `tls.key`.
     pub certificate: PathBuf,
     /// The proxy's image where nobody names one.
-    pub proxy_image: ImageReference,
+    pub proxy_image: ProxyImage,
 }
 
 /// Why it could not start, and what to do.

@@ -112,8 +112,8 @@ impl Parts<'_> {
     fn container(&self, name: &str, was: Option<&Container>) -> Container {
         Container {
             name: name.to_owned(),
-            image: Some(self.sidecar.image.as_ref().unwrap_or(&self.settings.image).to_string()),
-            image_pull_policy: Some("IfNotPresent".to_owned()),
+            image: Some(self.sidecar.image.as_ref().unwrap_or(&self.settings.image.reference).to_string()),
+            image_pull_policy: Some(self.settings.image.pull_policy.as_str().to_owned()),
             resources: Some(self.resources(was.and_then(|was| was.resources.as_ref()))),
             // What a container that fails wrote last shows in `kubectl describe`.
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),

@@ -3,6 +3,7 @@
 //! The kubelet is outside of the mesh; a port in strict mode refuses it. The proxy performs the admitted original, and
 //! nothing else. A probe that points at the proxy already keeps the original that the pod's own proxy was given.
 
+use axum::http::{HeaderName, HeaderValue};
 use byrnie_api::{Problem, quote};
 use byrnie_proto::probes::{self, PROBES, Probe as Original, ProbeAction, Probes};
 use k8s_openapi::api::core::v1::{
@@ -31,10 +32,15 @@ pub(super) fn rewrite(spec: &mut PodSpec, was: &Ours, problems: &mut Vec<Problem
     for (index, container) in spec.containers.iter_mut().enumerate() {
         rewriting.container(&format!("spec.containers[{index}]"), container);
     }
+    let count = rewriting.after.0.len();
     let text = containers::probes_text(&rewriting.after);
     if text.len() > limits::PROBES_BYTES {
         let expected = format!("probes that take at most {} bytes as JSON, all together", limits::PROBES_BYTES);
         problems.push(Problem::new("spec.containers", expected, format!("{} bytes", text.len())));
+    }
+    if count > limits::PROBES {
+        let expected = format!("at most {} probes and hooks, all together", limits::PROBES);
+        problems.push(Problem::new("spec.containers", expected, format!("{count}")));
     }
     text
 }
@@ -187,12 +193,13 @@ impl Rewriting<'_> {
         let mut headers = Vec::new();
         for (index, header) in get.http_headers.iter().flatten().enumerate() {
             let path = format!("{}.httpGet.httpHeaders[{index}]", place.path);
-            if !is_header_name(&header.name) {
+            if HeaderName::from_bytes(header.name.as_bytes()).is_err() {
                 self.problems.push(Problem::new(format!("{path}.name"), "the name of a header", quote(&header.name)));
             }
-            if header.value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') {
-                let expected = "the value of a header, without control characters";
-                self.problems.push(Problem::new(format!("{path}.value"), expected, quote(&header.value)));
+            if HeaderValue::from_str(&header.value).is_err() {
+                let expected = "the value of a header: ASCII without control characters";
+                // It may be a secret.
+                self.problems.push(Problem::new(format!("{path}.value"), expected, "others"));
             }
             headers.push((header.name.clone(), header.value.clone()));
         }
@@ -284,8 +291,4 @@ fn request_target(path: &str) -> String {
         }
     }
     target
-}
-
-fn is_header_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::*;
 
 pub(crate) fn settings() -> Settings {
-    Settings::new(&MeshSettings::default(), &"byrnie/proxy:test".parse().unwrap())
+    let image = ProxyImage { reference: "byrnie/proxy:test".parse().unwrap(), pull_policy: PullPolicy::IfNotPresent };
+    Settings::new(&MeshSettings::default(), &image)
 }
 
 fn shop() -> NamespaceFacts {

@@ -173,6 +173,15 @@ fn probes_that_do_not_fit_an_environment_variable_are_refused() {
 }
 
 #[test]
+fn more_probes_than_the_proxy_takes_are_refused() {
+    let problem = refused_once(|pod| {
+        let one = |number| json!({"name": format!("c{number}"), "livenessProbe": {"tcpSocket": {"port": 80}}});
+        pod["spec"]["containers"] = (0..321).map(one).collect();
+    });
+    assert!(problem.contains("at most 320"), "{problem}");
+}
+
+#[test]
 fn everything_wrong_is_told_at_once_and_bounded() {
     let problems = refused(|pod| {
         pod["spec"]["shareProcessNamespace"] = json!(true);
