@@ -116,8 +116,15 @@ pub(crate) async fn a_dead_injector_stops_enrolled_namespaces_only(world: World)
     injector.child.kill();
     let refused = Pod::create(&cluster.api, "shop", "web", "web").await.expect_err("no injector, no pod");
     assert!(refused.message.contains("byrnie"), "{refused}");
+    // Byrnie's own namespace takes restricted pods only.
+    let restricted = json!({ "spec": {
+        "securityContext": { "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } },
+        "containers": [{ "name": "app", "image": "app", "securityContext": {
+            "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } } }],
+    } });
     for namespace in ["legacy", "kube-system", "byrnie-system"] {
-        Pod::create(&cluster.api, namespace, "web", "web").await.unwrap_or_else(|error| panic!("{namespace}: {error}"));
+        let taken = Pod::create_with(&cluster.api, namespace, "web", "web", &restricted).await;
+        taken.unwrap_or_else(|error| panic!("{namespace}: {error}"));
     }
     cluster.namespace("another", &json!({ "byrnie.dev/mesh": "enabled" })).await;
     let injector = cluster.injector().await;
