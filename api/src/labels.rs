@@ -8,6 +8,9 @@ pub const MESH: &str = "byrnie.dev/mesh";
 /// The one value of [`MESH`] that enrols.
 pub const MESH_ENABLED: &str = "enabled";
 
+/// The value of [`MESH`] by which `byrnie namespace ignore` keeps a namespace out, whatever other labels it has.
+pub const MESH_DISABLED: &str = "disabled";
+
 /// Annotation of a pod: [`INJECT_OFF`] keeps the proxy out of it.
 pub const INJECT: &str = "byrnie.dev/inject";
 
