@@ -86,6 +86,9 @@ pub enum Command {
     Upgrade(InstallArgs),
     /// Take Byrnie out of a cluster. Refuses while the mesh is in use.
     Uninstall(UninstallArgs),
+    /// Which namespaces of a cluster are in the mesh.
+    #[command(subcommand)]
+    Namespace(NamespaceCommand),
     /// Who has an identity, and what proves it.
     #[command(subcommand)]
     Identity(IdentityCommand),

@@ -2,6 +2,7 @@
 //!
 //! What the API server says is other people's text: it is bounded and freed of control characters before it is shown.
 
+pub mod enrolment;
 mod forward;
 mod merge;
 pub mod pods;

@@ -6,6 +6,7 @@ mod completions;
 mod edges;
 mod identity;
 mod install;
+mod namespace;
 pub(crate) mod proxy;
 mod token;
 
@@ -27,6 +28,7 @@ pub(crate) fn dispatch(args: Args) -> Result<Exit, Failure> {
         Command::Upgrade(options) => install::install(&args.mesh, &options, true),
         Command::Uninstall(options) => install::uninstall(&args.mesh, &options),
         Command::Generate(options) => install::generate(&options),
+        Command::Namespace(command) => namespace::run(&args.mesh, command),
         Command::Identity(command) => identity::run(&args.mesh, command),
         Command::Check(options) => check::run(&args.mesh, &options),
         Command::Edges(options) => edges::run(&args.mesh, &options),
