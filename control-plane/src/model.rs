@@ -26,6 +26,7 @@ pub use self::{
     destination::{Resolved, ResolvedEndpoint},
     pod::PodFacts,
     service::{Backend, Member, PortFacts, ServiceFacts, Target},
+    status::Condition,
     view::MeshView,
 };
 use crate::source::{MeshedBy, Object, Objects, Stored};
@@ -39,6 +40,8 @@ pub struct Model {
     pub meshed_by: MeshedBy,
     /// What became of the objects of the source; in Kubernetes those of others only where there is something to say.
     pub statuses: Vec<ObjectStatus>,
+    /// What is to be written into the status of the mesh's own objects.
+    pub conditions: Vec<Condition>,
     pods: BTreeMap<String, Arc<PodFacts>>,
     by_uid: HashMap<Arc<str>, Arc<PodFacts>>,
     addresses: Addresses,

@@ -74,6 +74,7 @@ impl<'a> Builder<'a> {
         let services_of = self.index_services(&mut addresses);
         self.amend();
         Model {
+            conditions: self.conditions(),
             settings: self.settings,
             meshed_by: self.objects.meshed_by,
             statuses: self.statuses,

@@ -1,6 +1,6 @@
 //! What became of each object, for those who wrote it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use byrnie_proto::mesh::v1::ObjectStatus;
 
@@ -15,7 +15,41 @@ pub(super) enum Amendment {
     Note { object: String, message: String },
 }
 
+/// Whether an object of the mesh is in force: what its condition `Accepted` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// Which object.
+    pub object: Arc<ObjectKey>,
+    /// `metadata.generation` of what was judged.
+    pub generation: i64,
+    /// It is in force.
+    pub accepted: bool,
+    /// Why it is not, or what there is to know of it; empty: nothing.
+    pub message: String,
+}
+
 impl Builder<'_> {
+    /// One for each of the mesh's own objects of which the source says a generation; the API server does.
+    pub(super) fn conditions(&self) -> Vec<Condition> {
+        if self.objects.generations.is_empty() {
+            return Vec::new();
+        }
+        let mut told: HashMap<&str, &ObjectStatus> = HashMap::new();
+        for status in &self.statuses {
+            // Of one that is refused the last good version is in force, and says so of itself.
+            let told = told.entry(&status.object).or_insert(status);
+            if !status.accepted {
+                *told = status;
+            }
+        }
+        let condition = |(object, generation): (&Arc<ObjectKey>, &i64)| {
+            let status = told.get(object.to_string().as_str())?;
+            let (accepted, message) = (status.accepted, status.message.clone());
+            Some(Condition { object: object.clone(), generation: *generation, accepted, message })
+        };
+        self.objects.generations.iter().filter_map(condition).collect()
+    }
+
     pub(super) fn status(&mut self, key: &ObjectKey, stored: &Stored, taken: Result<Vec<String>, String>) {
         let accepted = taken.is_ok();
         let message = taken.map_or_else(|refused| format!("{}{refused}", stored.place()), |notes| notes.join("; "));

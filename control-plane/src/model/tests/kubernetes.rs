@@ -1,6 +1,7 @@
 //! What is otherwise where the API server is the source.
 
 use super::*;
+use crate::source::ObjectKey;
 
 /// The same objects as if the API server had told of them.
 pub(super) fn in_kubernetes(yaml: &str) -> MeshView {
@@ -54,4 +55,28 @@ fn a_pod_on_its_nodes_network_is_known_and_its_nodes_address_is_not_taken_for_it
     assert!(view.model.pod_by_address("192.0.2.1".parse().unwrap()).is_none());
     let status = status(&view.model, "Pod shop/agent");
     assert!(status.accepted && status.message.contains("outside of the mesh"), "{}", status.message);
+}
+
+#[test]
+fn every_object_of_the_mesh_has_a_condition_that_names_what_was_judged() {
+    let yaml = BASE.replace("spec: {networks", "spec: {mtls: {floor: Strict}, networks") + PERMISSIVE;
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("mesh.yaml"), yaml).unwrap();
+    let mut objects = Objects::clone(&DirectorySource::open(home.path()).unwrap().objects().borrow());
+    let ours = objects.items.iter().filter(|(_, stored)| matches!(&*stored.object, Object::Mesh(_)));
+    objects.generations = ours.map(|(key, _)| (key.clone(), 3)).collect();
+    let settings = Arc::new(settings(&objects, None).unwrap());
+    let conditions = Model::build(&objects, &settings).conditions;
+    let told: Vec<_> = conditions
+        .iter()
+        .map(|it| (it.object.to_string(), it.generation, it.accepted, it.message.is_empty()))
+        .collect();
+    let expected =
+        [("MeshConfig default".to_owned(), 3, true, true), ("MtlsPolicy shop/soft".to_owned(), 3, false, false)];
+    assert_eq!(told, expected);
+    let object = objects.items.keys().find(|key| key.kind == "MeshConfig").map(|key| ObjectKey::clone(key));
+    let message = "spec.x: unknown; its last good version stays in force".to_owned();
+    objects.problems.push(crate::source::Problem { file: "kubernetes".into(), line: 0, object, message });
+    let refused = &Model::build(&objects, &settings).conditions[0];
+    assert!(!refused.accepted && refused.message.contains("last good"), "{}", refused.message);
 }
