@@ -92,7 +92,7 @@ const SENTENCES: &[Scenario] = sentences![
     life: [
         a_drain_under_load_costs_no_connection,
         a_pod_that_is_deleted_drains_by_itself_and_goes_on_serving,
-        a_rolling_update_under_load_costs_no_request_though_the_endpoints_change_late,
+        pods_that_go_while_they_are_still_endpoints_cost_no_request,
         a_proxy_that_is_told_to_end_does_when_its_connections_have,
         a_drain_that_takes_too_long_cuts_what_is_open,
         connections_to_a_machine_that_vanished_are_reset_with_what_was_under_way,
