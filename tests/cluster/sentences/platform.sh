@@ -120,8 +120,12 @@ END
   ready legacy pod/outside
   local host
   host=$(ip_of legacy outside)
-  eventually 1 get platform caller "http://$host:19001/"
-  mesh_config 'egress: { default: Deny }'
+  get legacy stranger "http://$host:19001/"
+  # What nobody has allowed is denied; so is what a mesh allows that then denies it.
+  denied "http://$host:19001/" || fail "nobody has allowed it"
+  mesh_config 'egress: { default: Allow }'
+  eventually 1 get platform caller "http://$host:19002/"
+  mesh_config
   kubectl -n platform apply -f - << END
 apiVersion: byrnie.dev/v1alpha1
 kind: EgressPolicy
@@ -132,7 +136,6 @@ END
   eventually 1 get platform caller "http://$host:19001/"
   # The cluster's own addresses are no egress.
   get platform caller http://shopfront/
-  mesh_config
 }
 
 denied() { ! get platform caller "$1" &> /dev/null; }
