@@ -4,7 +4,6 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use byrnie_api::{ACCEPTED, Kind};
-use byrnie_proto::mesh::v1::ObjectStatus;
 use k8s_openapi::{
     api::core::v1::ObjectReference,
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -145,27 +144,14 @@ impl Writer for Conditions {
     }
 }
 
-/// What is said of an object in several places is one verdict.
+/// What the model made of the mesh's own objects, by their names.
 fn verdicts(model: &Model) -> BTreeMap<String, Verdict> {
-    let generations: BTreeMap<String, i64> =
-        model.generations.iter().map(|(key, generation)| (key.to_string(), *generation)).collect();
-    let ours =
-        |status: &&ObjectStatus| Kind::ALL.iter().any(|kind| status.object.split(' ').next() == Some(kind.as_str()));
-    let mut verdicts: BTreeMap<String, Verdict> = BTreeMap::new();
-    for status in model.statuses.iter().filter(ours) {
-        let verdict = verdicts.entry(status.object.clone()).or_insert_with(|| Verdict {
-            accepted: true,
-            message: String::new(),
-            generation: generations.get(&status.object).copied(),
-        });
-        verdict.accepted &= status.accepted;
-        if !status.message.is_empty() {
-            let separator = if verdict.message.is_empty() { "" } else { "; " };
-            verdict.message =
-                cut_to(format!("{}{separator}{}", verdict.message, status.message), limits::CONDITION_BYTES);
-        }
-    }
-    verdicts
+    let verdict = |condition: &crate::model::Condition| {
+        let message = cut_to(condition.message.clone(), limits::CONDITION_BYTES);
+        let generation = Some(condition.generation);
+        (condition.object.to_string(), Verdict { accepted: condition.accepted, message, generation })
+    };
+    model.conditions.iter().map(verdict).collect()
 }
 
 /// `Kind namespace/name`, as the model names it.
