@@ -19,8 +19,8 @@ mod object;
 mod problem;
 mod schema;
 mod selector;
-mod status;
 mod sidecar;
+mod status;
 mod syntax;
 
 pub use authorization_policy::{
@@ -40,5 +40,5 @@ pub use object::{GROUP, Kind, Object, RefusedPolicy, VERSION, is_ours, parse};
 pub use problem::{NOT_SUPPORTED_YET, ParseError, Problem, quote};
 pub use schema::crds;
 pub use selector::Selector;
-pub use status::{ACCEPTED, Condition, Status};
 pub use sidecar::{ImageReference, LogLevel, Quantity, ResourceSettings, Resources, SidecarSettings};
+pub use status::{ACCEPTED, Condition, Status};
