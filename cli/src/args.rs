@@ -2,6 +2,7 @@
 //! it needs, and what its exit code means.
 
 mod hidden;
+mod inject;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::output::Format;
 pub use hidden::{App, HttpApp, IngressApp};
+pub use inject::InjectArgs;
 
 const EXIT_CODES: &str = "\
 EXIT CODES
@@ -65,6 +67,8 @@ pub enum Command {
     /// The proxies: how they are, and new certificates for them.
     #[command(subcommand)]
     Proxy(ProxyCommand),
+    /// Put the proxy into pods in files, as the webhook does in the cluster: YAML in, YAML out, a report on standard error.
+    Inject(InjectArgs),
     /// Traffic capture in the network namespace that this command runs in (needs CAP_NET_ADMIN there).
     #[command(subcommand)]
     Capture(CaptureCommand<ListArgs>),
