@@ -20,10 +20,14 @@ use crate::telemetry::{Connection, Direction};
 use crate::tunnel::client::Early;
 use crate::tunnel::pool::Worker;
 
-/// Accepts what capture brings to the outbound port, for ever.
+/// Accepts what capture brings to the outbound port, until the proxy ends.
 pub async fn serve(shared: Arc<Shared>, worker: Arc<Worker>, listener: TcpListener) {
     loop {
-        match accept(&listener).await {
+        let accepted = tokio::select! {
+            accepted = accept(&listener) => accepted,
+            () = shared.drain.closing() => return,
+        };
+        match accepted {
             Some((stream, source)) => {
                 tokio::spawn(handle(shared.clone(), worker.clone(), stream, source));
             }
