@@ -97,7 +97,7 @@ impl Outbound {
             retryable: false,
         })?;
         match destination.kind {
-            DestinationKind::External => self.egress(connection).await,
+            DestinationKind::External => self.egress(connection, self.dialled.0, &mut Early::default()).await,
             DestinationKind::UnknownInternal => {
                 let reason = format!("{} is inside the cluster, but no Service or pod has it", self.dialled.0);
                 Err(Failed { cause: "unknown-destination", reason, retryable: false })
@@ -156,6 +156,7 @@ impl Outbound {
             Meshed::EnrolledUnmeshed { .. } | Meshed::NotEnrolled => {
                 self.in_plaintext(connection, endpoint, early).await
             }
+            Meshed::External => self.egress(connection, endpoint.address, early).await,
         }
     }
 }

@@ -331,6 +331,9 @@ fn check(stream: &Stream, shared: &Shared) -> Result<(), Cut> {
             Some(Meshed::EnrolledUnmeshed { .. }) => {
                 Err(denied("plaintext-refused", format!("no Permissive covers plaintext to {endpoint} any longer")))
             }
+            Some(Meshed::External) => {
+                Err(denied("external-now", format!("{endpoint} counts as outside of the cluster now")))
+            }
             Some(Meshed::NotEnrolled) | None => Ok(()),
         },
         (Grounds::Egress { destination }, _) => {
