@@ -3,6 +3,7 @@
 
 mod hidden;
 mod inject;
+mod kubernetes;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,9 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use crate::output::Format;
 pub use hidden::{App, HttpApp, IngressApp};
 pub use inject::InjectArgs;
+pub use kubernetes::{
+    ChangeArgs, GenerateArgs, InstallArgs, ManifestFormat, NamespaceCommand, PullPolicy, UninstallArgs, ValueArgs,
+};
 
 const EXIT_CODES: &str = "\
 EXIT CODES
@@ -19,7 +23,7 @@ EXIT CODES
   1  the answer is no: a check failed, an edge is not secured, a certificate does not verify
   2  the command line is wrong
   3  this kernel, or its policy, does not allow what is needed
-  4  no control plane answers at the socket
+  4  no control plane, or no API server, answers
   5  the mesh answered, and refused or failed
 
 FIRST STEPS
@@ -27,13 +31,19 @@ FIRST STEPS
   byrnie demo                    the same, and it stays up; then, in another terminal:
   byrnie identity list           who has an identity
   byrnie edges                   who talks to whom, and whether it is encrypted
-  byrnie demo exec shop/web -- curl http://orders.shop:8080/";
+  byrnie demo exec shop/web -- curl http://orders.shop:8080/
+
+IN A CLUSTER
+  byrnie install                 what the mesh needs, in the namespace byrnie-system
+  byrnie check                   what is missing, step by step
+  byrnie namespace add shop      what enrolling it would break; then enrols it
+  byrnie edges -n shop --require-mtls";
 
 /// Every pod-to-pod connection mutually authenticated and encrypted, with a proof of it for each.
 #[derive(Debug, Parser)]
 #[command(name = "byrnie", version, after_help = EXIT_CODES, propagate_version = true)]
 pub struct Args {
-    /// Which mesh on this machine.
+    /// Which mesh.
     #[command(flatten)]
     pub mesh: MeshArgs,
     /// What to do.
@@ -41,15 +51,29 @@ pub struct Args {
     pub command: Command,
 }
 
-/// How a command finds its mesh.
-#[derive(Debug, Clone, ClapArgs)]
+/// How a command finds its mesh: on this machine, or in a cluster.
+#[derive(Debug, Clone, Default, ClapArgs)]
 pub struct MeshArgs {
-    /// The mesh whose sockets are in $XDG_RUNTIME_DIR/byrnie/NAME (or /tmp/byrnie-UID/NAME).
-    #[arg(long, value_name = "NAME", default_value = "demo", global = true)]
-    pub mesh: String,
+    /// The mesh on this machine whose sockets are in $XDG_RUNTIME_DIR/byrnie/NAME (or /tmp/byrnie-UID/NAME)
+    /// [default: demo where it runs, else the cluster that a kubeconfig names].
+    #[arg(long, value_name = "NAME", global = true)]
+    pub mesh: Option<String>,
     /// The control plane's socket, wherever it is; goes before --mesh.
     #[arg(long, value_name = "PATH", global = true)]
     pub socket: Option<PathBuf>,
+    /// The mesh in the cluster of this kubeconfig [default: KUBECONFIG, ~/.kube/config, or the pod's own].
+    #[arg(long, value_name = "PATH", global = true, conflicts_with_all = ["mesh", "socket"])]
+    pub kubeconfig: Option<PathBuf>,
+    /// The mesh in the cluster of this context of the kubeconfig.
+    #[arg(long, value_name = "NAME", global = true, conflicts_with_all = ["mesh", "socket"])]
+    pub context: Option<String>,
+}
+
+impl MeshArgs {
+    /// The name of the mesh on this machine.
+    pub fn name(&self) -> &str {
+        self.mesh.as_deref().unwrap_or("demo")
+    }
 }
 
 /// The commands.
@@ -57,10 +81,20 @@ pub struct MeshArgs {
 pub enum Command {
     /// Show the whole mesh on this machine: real proxies, real capture, real mTLS; no cluster, no root.
     Demo(DemoArgs),
+    /// Install Byrnie in a cluster. The same command again repairs, or goes on where it was stopped.
+    Install(InstallArgs),
+    /// Bring an installation to this program's version, with the values that it was installed with.
+    Upgrade(InstallArgs),
+    /// Take Byrnie out of a cluster. Refuses while the mesh is in use.
+    Uninstall(UninstallArgs),
+    /// Which namespaces of a cluster are in the mesh.
+    #[command(subcommand)]
+    Namespace(NamespaceCommand),
     /// Who has an identity, and what proves it.
     #[command(subcommand)]
     Identity(IdentityCommand),
-    /// What is not as it should be: objects that were refused, proxies that are away or not ready; exit 1 if anything.
+    /// What is not as it should be: in a cluster what is missing, step by step; objects that were refused, proxies that are
+    /// away or not ready; exit 1 if anything.
     Check(CheckArgs),
     /// Who talks to whom, as the proxies saw it, and whether it was encrypted.
     Edges(EdgesArgs),
@@ -80,6 +114,9 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Write the chart and the table of permissions from the code.
+    #[command(hide = true)]
+    Generate(GenerateArgs),
     /// The applications in the demo's pods.
     #[command(subcommand, hide = true)]
     App(App),
@@ -129,11 +166,15 @@ pub enum DemoCommand {
 #[derive(Debug, Subcommand)]
 pub enum IdentityCommand {
     /// Every identity that the mesh has issued and that has not expired.
-    List(ListArgs),
+    List(NamespacedListArgs),
     /// One workload's identity; `-o pem` prints its certificate chain for openssl and others.
     Show {
-        /// `namespace/name` of the workload.
+        /// `namespace/name` of the workload; or its name, or `deploy/NAME`, `sts/NAME`, `ds/NAME`, `pod/NAME` in a cluster,
+        /// in the namespace that -n names.
         workload: String,
+        /// The namespace.
+        #[arg(short, long, value_name = "NAME")]
+        namespace: Option<String>,
         /// The form of the answer.
         #[arg(short, long, value_enum, default_value_t)]
         output: IdentityFormat,
@@ -160,6 +201,17 @@ pub struct ListArgs {
     pub output: Format,
 }
 
+/// A listing of what is in namespaces.
+#[derive(Debug, ClapArgs)]
+pub struct NamespacedListArgs {
+    /// Only what is in this namespace.
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// The form of the listing.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
 /// The forms of one identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum IdentityFormat {
@@ -179,6 +231,9 @@ pub enum IdentityFormat {
 /// `byrnie edges`
 #[derive(Debug, ClapArgs)]
 pub struct EdgesArgs {
+    /// Only edges that begin or end in this namespace.
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
     /// The form of the listing.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Format,
@@ -193,13 +248,20 @@ pub struct CheckArgs {
     /// The form of the listing.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Format,
+    /// Exit with 1 for warnings too (in a cluster).
+    #[arg(long)]
+    pub fail_on_warning: bool,
+    /// Warn of certificates that end within so many days (in a cluster) [default: only of those that should have been
+    /// renewed].
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub min_cert_days: Option<u32>,
 }
 
 /// `byrnie proxy …`
 #[derive(Debug, Subcommand)]
 pub enum ProxyCommand {
     /// Every proxy: connected, ready, capturing, and with which certificate.
-    Status(ListArgs),
+    Status(NamespacedListArgs),
     /// Get a new key and certificate for a workload's proxy now, without cutting a connection.
     Renew {
         /// `namespace/name` of the workload.

@@ -1,7 +1,7 @@
-//! A client of the control plane's administration service, over its Unix socket.
+//! A client of the control plane's administration service, over its Unix socket or a port that the API server forwards.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use byrnie_proto::mesh::v1::administration_client::AdministrationClient;
@@ -23,7 +23,7 @@ const LARGEST_ANSWER: usize = 64 << 20;
 /// A connection to the control plane of one mesh.
 #[derive(Debug, Clone)]
 pub struct Client {
-    socket: PathBuf,
+    place: String,
     inner: AdministrationClient<Channel>,
 }
 
@@ -53,7 +53,31 @@ impl Client {
             .await
             .map_err(|error| unreachable(socket, &error))?;
         Ok(Self {
-            socket: socket.to_owned(),
+            place: socket.display().to_string(),
+            inner: AdministrationClient::new(channel).max_decoding_message_size(LARGEST_ANSWER),
+        })
+    }
+
+    /// Speaks over a stream that is open already; `place` is its other end, for errors.
+    ///
+    /// # Errors
+    /// [`Exit::Unreachable`] where nobody answers in HTTP/2.
+    pub async fn over<S>(stream: S, place: &str) -> Result<Self, Failure>
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    {
+        let mut stream = Some(stream);
+        let channel = Endpoint::from_static("http://control-plane.invalid")
+            .timeout(ANSWER)
+            .connect_timeout(ANSWER)
+            .connect_with_connector(tower::service_fn(move |_: Uri| {
+                let stream = stream.take().map(TokioIo::new);
+                async move { stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
+            }))
+            .await
+            .map_err(|error| unanswered(place, &error))?;
+        Ok(Self {
+            place: place.to_owned(),
             inner: AdministrationClient::new(channel).max_decoding_message_size(LARGEST_ANSWER),
         })
     }
@@ -89,12 +113,12 @@ impl Client {
         // What was not said by the other end has an error of this end behind it.
         let local = std::error::Error::source(status).is_some();
         if local || status.code() == tonic::Code::Unavailable {
-            return unreachable(&self.socket, &status.message());
+            return unanswered(&self.place, &status.message());
         }
         Failure::new(Exit::Refused, format!("the control plane said no: {}", status.message())).found(format!(
             "{:?} from {}",
             status.code(),
-            self.socket.display()
+            self.place
         ))
     }
 }
@@ -111,8 +135,12 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn unreachable(socket: &Path, found: &dyn std::fmt::Display) -> Failure {
+    unanswered(&socket.display().to_string(), found)
+}
+
+fn unanswered(place: &str, found: &dyn std::fmt::Display) -> Failure {
     Failure::new(Exit::Unreachable, "no control plane answers")
-        .expected(format!("a control plane's socket at {}", socket.display()))
+        .expected(format!("a control plane's administration service at {place}"))
         .found(found)
         .next("byrnie demo   (or name another mesh with --mesh NAME or --socket PATH)")
 }

@@ -6,6 +6,8 @@ mod completions;
 mod edges;
 mod identity;
 mod inject;
+mod install;
+mod namespace;
 pub(crate) mod proxy;
 mod token;
 
@@ -15,6 +17,7 @@ use byrnie_proto::mesh::v1::ObserveResponse;
 
 use crate::args::{Args, Command, MeshArgs};
 use crate::client::{Client, runtime};
+use crate::cluster::{Cluster, Target};
 use crate::failure::{Exit, Failure};
 use crate::{apps, demo, mesh_dir};
 
@@ -22,6 +25,11 @@ use crate::{apps, demo, mesh_dir};
 pub(crate) fn dispatch(args: Args) -> Result<Exit, Failure> {
     match args.command {
         Command::Demo(options) => demo::run(&args.mesh, options),
+        Command::Install(options) => install::install(&args.mesh, &options, false),
+        Command::Upgrade(options) => install::install(&args.mesh, &options, true),
+        Command::Uninstall(options) => install::uninstall(&args.mesh, &options),
+        Command::Generate(options) => install::generate(&options),
+        Command::Namespace(command) => namespace::run(&args.mesh, command),
         Command::Identity(command) => identity::run(&args.mesh, command),
         Command::Check(options) => check::run(&args.mesh, &options),
         Command::Edges(options) => edges::run(&args.mesh, &options),
@@ -34,16 +42,21 @@ pub(crate) fn dispatch(args: Args) -> Result<Exit, Failure> {
     }
 }
 
-/// The socket that the command line means.
+/// The socket of the mesh on this machine that the command line means.
 fn socket(mesh: &MeshArgs) -> Result<PathBuf, Failure> {
     match &mesh.socket {
         Some(path) => Ok(path.clone()),
-        None => mesh_dir::control_socket(&mesh.mesh),
+        None => mesh_dir::control_socket(mesh.name()),
     }
 }
 
 /// What the mesh is now.
 fn observe(mesh: &MeshArgs) -> Result<ObserveResponse, Failure> {
-    let socket = socket(mesh)?;
-    runtime()?.block_on(async { Client::connect(&socket).await?.observe().await })
+    let target = Target::of(mesh)?;
+    runtime()?.block_on(async {
+        match target {
+            Target::Local(socket) => Client::connect(&socket).await?.observe().await,
+            Target::Cluster => Cluster::connect(mesh).await?.observe().await,
+        }
+    })
 }

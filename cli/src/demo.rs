@@ -47,7 +47,7 @@ pub(crate) fn run(mesh: &MeshArgs, args: DemoArgs) -> Result<Exit, Failure> {
         return exec::run(mesh, pod, command);
     }
     // Before anything else: a bad name is a usage error, also where the kernel can't.
-    crate::mesh_dir::of(&mesh.mesh)?;
+    crate::mesh_dir::of(mesh.name())?;
     let json = args.json;
     let mut report = Report::new();
     let outcome = match byrnie_netlab::enter() {
@@ -69,7 +69,7 @@ pub(crate) fn run(mesh: &MeshArgs, args: DemoArgs) -> Result<Exit, Failure> {
 
 fn inside(entered: &Entered, mesh: &MeshArgs, args: DemoArgs, report: &mut Report) -> Result<Exit, Failure> {
     let options = Options {
-        mesh: mesh.mesh.clone(),
+        mesh: mesh.name().to_owned(),
         once: args.once,
         json: args.json,
         capture: args.capture,

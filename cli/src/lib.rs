@@ -1,15 +1,17 @@
 //! The `byrnie` command: what an operator types, and the demo that shows the whole mesh on one machine.
 //!
 //! [`args`] is the command tree, `commands` does what it says against a running control plane (over its Unix socket,
-//! [`mesh_dir`], [`client`]), `demo` starts a mesh of its own, and `apps` are the small applications that the demo puts
-//! into its pods.
+//! [`mesh_dir`], [`client`]) or in a Kubernetes cluster ([`cluster`], [`install`]), `demo` starts a mesh of its own, and
+//! `apps` are the small applications that the demo puts into its pods.
 
 mod apps;
 pub mod args;
 pub mod client;
+pub mod cluster;
 mod commands;
 mod demo;
 pub mod failure;
+pub mod install;
 pub mod mesh_dir;
 pub mod output;
 pub mod view;

@@ -246,6 +246,11 @@ impl Row for Proxy {
     }
 }
 
+/// Whether a workload, `namespace/name`, is in that namespace.
+pub fn in_namespace(workload: &str, namespace: &str) -> bool {
+    workload.split_once('/').is_some_and(|(of, _)| of == namespace)
+}
+
 /// Unix seconds as RFC 3339 in UTC; 0 and what no calendar holds are unknown.
 pub fn rfc3339(seconds: i64) -> Option<String> {
     let time = OffsetDateTime::from_unix_timestamp(seconds).ok().filter(|_| seconds != 0)?;

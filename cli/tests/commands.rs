@@ -7,10 +7,12 @@ use std::process::Output;
 
 use assert_cmd::Command;
 
-/// `byrnie` with a runtime directory of its own.
+/// `byrnie` with a runtime directory of its own, and no cluster.
 fn byrnie(runtime: &Path, args: &[&str]) -> Output {
     let mut command = Command::cargo_bin("byrnie").unwrap();
-    command.env("XDG_RUNTIME_DIR", runtime).args(args).output().unwrap()
+    command.env("XDG_RUNTIME_DIR", runtime).env("HOME", runtime);
+    command.env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST");
+    command.args(args).output().unwrap()
 }
 
 fn code_and_error(runtime: &Path, args: &[&str]) -> (i32, String) {
@@ -43,6 +45,13 @@ fn a_wrong_command_line_exits_with_2() {
         &["--mesh", "", "demo", "--once"],
         &["token", "create", "web"],
         &["token", "create"],
+        &["--mesh", "demo", "--context", "x", "edges"],
+        &["install", "-o", "json"],
+        &["install", "--timeout", "0s"],
+        &["install", "--control-plane-replicas", "0"],
+        &["install", "--ingress-secret", "*"],
+        &["uninstall", "--crds", "--keep-crds"],
+        &["check", "--min-cert-days", "0"],
         &["capture", "apply", "--exempt", "gid"],
         &["capture", "apply", "--exempt", "uid:0"],
         &["capture", "apply", "--outbound-port", "15003"],
@@ -72,6 +81,60 @@ fn a_mesh_that_does_not_run_exits_with_4_and_says_how_to_start_one() {
             assert!(error.contains(part), "{args:?}: {part} is missing in:\n{error}");
         }
     }
+}
+
+#[test]
+fn without_a_cluster_exits_with_4_and_says_how_to_name_one() {
+    let runtime = tempfile::tempdir().unwrap();
+    let missing = runtime.path().join("none");
+    let file = missing.to_str().unwrap();
+    for args in [
+        &["install"][..],
+        &["upgrade"],
+        &["uninstall"],
+        &["--kubeconfig", file, "install"],
+        &["--kubeconfig", file, "edges"],
+        &["--context", "x", "identity", "list"],
+    ] {
+        let (code, error) = code_and_error(runtime.path(), args);
+        assert_eq!(code, 4, "{args:?}: {error}");
+        for part in ["expected", "found", "--kubeconfig PATH"] {
+            assert!(error.contains(part), "{args:?}: {part} is missing in:\n{error}");
+        }
+    }
+}
+
+#[test]
+fn an_api_server_that_is_away_exits_with_4() {
+    let runtime = tempfile::tempdir().unwrap();
+    let file = runtime.path().join("kubeconfig");
+    // A port that was free a moment ago.
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = held.local_addr().unwrap().port();
+    drop(held);
+    let text = format!(
+        "apiVersion: v1\nkind: Config\nclusters: [{{name: x, cluster: {{server: \"http://127.0.0.1:{port}\"}}}}]\n\
+         contexts: [{{name: x, context: {{cluster: x, user: x}}}}]\nusers: [{{name: x, user: {{}}}}]\ncurrent-context: x\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let (code, error) = code_and_error(runtime.path(), &["--kubeconfig", file.to_str().unwrap(), "install"]);
+    assert_eq!(code, 4, "{error}");
+    assert!(error.contains(&format!("an API server at http://127.0.0.1:{port}")), "{error}");
+}
+
+/// What is printed is what a person would apply: nothing in it asks a cluster.
+#[test]
+fn a_dry_run_prints_every_object_and_asks_nobody() {
+    let runtime = tempfile::tempdir().unwrap();
+    let yaml = byrnie(runtime.path(), &["install", "--dry-run"]);
+    assert!(yaml.status.success());
+    let text = String::from_utf8(yaml.stdout).unwrap();
+    assert_eq!(text.matches("\nkind: Deployment\n").count(), 2);
+    assert!(text.contains("image: byrnie/control-plane:"), "{text}");
+    let json = byrnie(runtime.path(), &["install", "--dry-run", "-o", "json", "--image-prefix", "r.example/b"]);
+    let list: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(list["kind"], "List");
+    assert_eq!(list["items"].as_array().unwrap().len(), text.matches("---\n").count());
 }
 
 #[test]

@@ -1,13 +1,19 @@
 //! `byrnie check`
 
+mod cluster;
+
 use byrnie_proto::mesh::v1::{ObserveResponse, ObservedProxy};
 use serde::Serialize;
 
 use crate::args::{CheckArgs, MeshArgs};
+use crate::cluster::Target;
 use crate::failure::{Exit, Failure};
 use crate::output::{Cell, Row, print_list};
 
 pub(super) fn run(mesh: &MeshArgs, options: &CheckArgs) -> Result<Exit, Failure> {
+    if Target::of(mesh)? == Target::Cluster {
+        return cluster::run(mesh, options);
+    }
     let found = findings(&super::observe(mesh)?);
     print_list(&found, options.output, "Every object is in force, and every proxy is connected and ready.")?;
     Ok(if found.is_empty() { Exit::Success } else { Exit::Negative })

@@ -3,10 +3,13 @@
 use crate::args::{EdgesArgs, MeshArgs};
 use crate::failure::{Exit, Failure};
 use crate::output::print_list;
-use crate::view::Edge;
+use crate::view::{Edge, in_namespace};
 
 pub(super) fn run(mesh: &MeshArgs, options: &EdgesArgs) -> Result<Exit, Failure> {
-    let edges = crate::view::edges(&super::observe(mesh)?);
+    let mut edges = crate::view::edges(&super::observe(mesh)?);
+    if let Some(namespace) = &options.namespace {
+        edges.retain(|edge| in_namespace(&edge.source, namespace) || in_namespace(&edge.destination, namespace));
+    }
     print_list(&edges, options.output, "No proxy has seen a connection yet.")?;
     if options.require_mtls {
         let open = unsecured(&edges);

@@ -1,5 +1,6 @@
 //! `byrnie identity …`
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::path::Path;
 
@@ -9,25 +10,63 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use crate::args::{IdentityCommand, IdentityFormat, MeshArgs};
+use crate::client::runtime;
+use crate::cluster::workload::Reference;
+use crate::cluster::{Cluster, Target};
 use crate::failure::{Exit, Failure};
 use crate::output::{Format, cannot_print, print_list, print_one};
-use crate::view::Identity;
+use crate::view::{Identity, in_namespace};
 
 pub(super) fn run(mesh: &MeshArgs, command: IdentityCommand) -> Result<Exit, Failure> {
     match command {
         IdentityCommand::List(args) => {
-            let identities: Vec<Identity> = super::observe(mesh)?.identities.iter().map(Identity::from).collect();
+            let mut identities: Vec<Identity> = super::observe(mesh)?.identities.iter().map(Identity::from).collect();
+            if let Some(namespace) = &args.namespace {
+                identities.retain(|identity| in_namespace(&identity.workload, namespace));
+            }
             print_list(&identities, args.output, "The mesh has issued no identity yet.")?;
         }
-        IdentityCommand::Show { workload, output } => show(&super::observe(mesh)?, &workload, output)?,
+        IdentityCommand::Show { workload, namespace, output } => {
+            let issued = named(mesh, &workload, namespace.as_deref())?;
+            show(&issued, output)?;
+        }
         IdentityCommand::Verify { what } => verify(&super::observe(mesh)?, &what)?,
         IdentityCommand::Bundle { trust_domain } => bundle(&super::observe(mesh)?, trust_domain.as_deref())?,
     }
     Ok(Exit::Success)
 }
 
-fn show(observed: &ObserveResponse, workload: &str, format: IdentityFormat) -> Result<(), Failure> {
-    let issued = find(observed, workload)?;
+/// The identity that the command line names.
+fn named(mesh: &MeshArgs, workload: &str, namespace: Option<&str>) -> Result<IssuedIdentity, Failure> {
+    let reference = Reference::parse(workload);
+    match (reference, namespace) {
+        (Some(reference), Some(namespace)) if Target::of(mesh)? == Target::Cluster => runtime()?.block_on(async {
+            let cluster = Cluster::connect(mesh).await?;
+            let pods = cluster.pod_uids(namespace, &reference).await?;
+            let observed = cluster.observe().await?;
+            of_pods(&observed, &pods, workload).cloned()
+        }),
+        (_, Some(namespace)) => find(&super::observe(mesh)?, &format!("{namespace}/{workload}")).cloned(),
+        (_, None) => find(&super::observe(mesh)?, workload).cloned(),
+    }
+}
+
+/// The newest identity of any of these pods.
+fn of_pods<'a>(
+    observed: &'a ObserveResponse,
+    pods: &BTreeSet<String>,
+    workload: &str,
+) -> Result<&'a IssuedIdentity, Failure> {
+    let theirs = observed.identities.iter().filter(|each| pods.contains(&each.pod_uid));
+    theirs.max_by_key(|each| (each.not_before, each.not_after)).ok_or_else(|| {
+        Failure::new(Exit::Negative, format!("no pod of {workload} has an identity"))
+            .expected("a pod with a proxy that is connected to the control plane")
+            .found(format!("{} pods without one", pods.len()))
+            .next("byrnie namespace list   (pods that were made before their namespace was enrolled have no proxy)")
+    })
+}
+
+fn show(issued: &IssuedIdentity, format: IdentityFormat) -> Result<(), Failure> {
     let format = match format {
         IdentityFormat::Pem => {
             return std::io::stdout().write_all(chain_pem(&issued.chain).as_bytes()).map_err(cannot_print);

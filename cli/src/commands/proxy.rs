@@ -12,7 +12,7 @@ use crate::args::{MeshArgs, ProxyCommand};
 use crate::client::{Client, runtime};
 use crate::failure::{Exit, Failure};
 use crate::output::print_list;
-use crate::view::Proxy;
+use crate::view::{Proxy, in_namespace};
 
 /// Largest answer of a proxy that is read.
 const LARGEST: usize = 64 << 10;
@@ -20,7 +20,10 @@ const LARGEST: usize = 64 << 10;
 pub(super) fn run(mesh: &MeshArgs, command: ProxyCommand) -> Result<Exit, Failure> {
     match command {
         ProxyCommand::Status(args) => {
-            let proxies: Vec<Proxy> = super::observe(mesh)?.proxies.iter().map(Proxy::from).collect();
+            let mut proxies: Vec<Proxy> = super::observe(mesh)?.proxies.iter().map(Proxy::from).collect();
+            if let Some(namespace) = &args.namespace {
+                proxies.retain(|proxy| in_namespace(&proxy.workload, namespace));
+            }
             print_list(&proxies, args.output, "No proxy has connected yet.")?;
         }
         ProxyCommand::Renew { workload } => runtime()?.block_on(renew_workload(mesh, &workload))?,

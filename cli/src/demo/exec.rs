@@ -52,9 +52,9 @@ pub(super) fn describe(entered: &Entered, world: &World, dir: &MeshDir) -> Resul
 
 /// Runs `command` in `pod`; returns only when it could not be started.
 pub(super) fn run(mesh: &MeshArgs, pod: &str, command: &[OsString]) -> Result<Exit, Failure> {
-    let dir = mesh_dir::control_socket(&mesh.mesh)?.parent().map(Path::to_owned).unwrap_or_default();
+    let dir = mesh_dir::control_socket(mesh.name())?.parent().map(Path::to_owned).unwrap_or_default();
     let not_running = |error: &dyn std::fmt::Display| {
-        Failure::new(Exit::Unreachable, format!("no demo named `{}` runs", mesh.mesh))
+        Failure::new(Exit::Unreachable, format!("no demo named `{}` runs", mesh.name()))
             .expected(format!("what it says of itself in {}", dir.join(FILE).display()))
             .found(error)
             .next("byrnie demo   (without --once, in another terminal)")

@@ -20,6 +20,20 @@ impl Cell {
         value.map_or_else(|| "-".into(), |value| value.to_string().into())
     }
 
+    /// The same text in green.
+    #[must_use]
+    pub fn good(mut self) -> Self {
+        self.colour = Some(32);
+        self
+    }
+
+    /// The same text in yellow.
+    #[must_use]
+    pub fn worth_a_look(mut self) -> Self {
+        self.colour = Some(33);
+        self
+    }
+
     /// The same text in red.
     #[must_use]
     pub fn bad(mut self) -> Self {

@@ -1,0 +1,348 @@
+//! What enrolling a namespace would break, looked for before it does.
+
+use byrnie_api::labels::{PROXY_UID, SYSTEM_NAMESPACE};
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
+use k8s_openapi::api::core::v1::{Container, Pod, Service};
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyEgressRule};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+use serde::Serialize;
+
+use super::{mend, pods};
+use crate::cluster::Cluster;
+use crate::failure::Failure;
+
+/// Ports that the proxy listens on in every pod.
+const PROXY_PORTS: [i32; 5] = [15_000, 15_001, 15_003, 15_010, 15_021];
+
+/// Containers of other meshes.
+const OTHER_SIDECARS: [(&str, &str); 3] =
+    [("istio-proxy", "Istio"), ("linkerd-proxy", "Linkerd"), ("envoy", "Open Service Mesh")];
+
+/// The control plane's port, and that of DNS: what a meshed pod must reach besides what its application calls.
+const CONTROL_PLANE_PORT: i32 = 15_128;
+const DNS_PORT: i32 = 53;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gravity {
+    /// Worth knowing; nothing breaks.
+    Note,
+    /// Something that works now would not.
+    Breaks,
+}
+
+/// One thing that enrolling would change for the worse.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub gravity: Gravity,
+    /// What it is about: `Kind name`.
+    pub about: String,
+    /// What would happen, and why.
+    pub problem: String,
+    /// The command, or the object, that mends it.
+    pub mend: Option<String>,
+}
+
+/// Everything that enrolling `namespace` would break, and what is worth knowing.
+///
+/// # Errors
+/// The API server does not answer, or refuses.
+pub async fn findings(cluster: &Cluster, namespace: &str) -> Result<Vec<Finding>, Failure> {
+    let everything = ListParams::default();
+    let client = || cluster.client();
+    let pods = cluster.pods(Some(namespace)).await?;
+    let services: Api<Service> = Api::namespaced(client(), namespace);
+    let services = cluster.list("list Services", &services, &everything).await?;
+    let policies: Api<NetworkPolicy> = Api::namespaced(client(), namespace);
+    let policies = cluster.list("list NetworkPolicies", &policies, &everything).await?;
+    let mut found = Vec::new();
+    for (caller, service, port) in called_by_the_api_server(cluster, namespace).await? {
+        let named = services.iter().find(|each| each.name_any() == service);
+        found.push(api_server_calls(namespace, &caller, &service, port, named, &pods));
+    }
+    found.extend(pods.iter().filter(|pod| !pods::is_finished(pod)).flat_map(of_pod));
+    found.extend(policies.iter().filter_map(|policy| of_policy(namespace, policy)));
+    found.extend(services.iter().filter_map(|service| of_service(namespace, service)));
+    // Several pods of one Deployment say the same.
+    found.sort_by(|one, other| (other.gravity, &one.about).cmp(&(one.gravity, &other.about)));
+    found.dedup_by(|one, other| one.problem == other.problem && one.about == other.about);
+    Ok(found)
+}
+
+/// Who of the API server's own calls a Service of the namespace: caller, Service, port.
+async fn called_by_the_api_server(cluster: &Cluster, namespace: &str) -> Result<Vec<(String, String, i32)>, Failure> {
+    let everything = ListParams::default();
+    let mut calls = Vec::new();
+    let mut add = |caller: String, of: &str, service: &str, port: Option<i32>| {
+        if of == namespace {
+            calls.push((caller, service.to_owned(), port.unwrap_or(443)));
+        }
+    };
+    let api: Api<MutatingWebhookConfiguration> = Api::all(cluster.client());
+    for each in cluster.list("list webhooks", &api, &everything).await? {
+        for webhook in each.webhooks.iter().flatten() {
+            if let Some(service) = &webhook.client_config.service {
+                let caller = format!("MutatingWebhookConfiguration {}", each.name_any());
+                add(caller, &service.namespace, &service.name, service.port);
+            }
+        }
+    }
+    let api: Api<ValidatingWebhookConfiguration> = Api::all(cluster.client());
+    for each in cluster.list("list webhooks", &api, &everything).await? {
+        for webhook in each.webhooks.iter().flatten() {
+            if let Some(service) = &webhook.client_config.service {
+                let caller = format!("ValidatingWebhookConfiguration {}", each.name_any());
+                add(caller, &service.namespace, &service.name, service.port);
+            }
+        }
+    }
+    let api: Api<APIService> = Api::all(cluster.client());
+    for each in cluster.list("list APIServices", &api, &everything).await? {
+        if let Some(service) = each.spec.as_ref().and_then(|spec| spec.service.as_ref()) {
+            let (of, name) = (service.namespace.as_deref(), service.name.as_deref());
+            let caller = format!("APIService {}", each.name_any());
+            add(caller, of.unwrap_or_default(), name.unwrap_or_default(), service.port);
+        }
+    }
+    let api: Api<CustomResourceDefinition> = Api::all(cluster.client());
+    for each in cluster.list("list CustomResourceDefinitions", &api, &everything).await? {
+        let webhook = each.spec.conversion.as_ref().and_then(|conversion| conversion.webhook.as_ref());
+        let client = webhook.and_then(|webhook| webhook.client_config.as_ref());
+        if let Some(service) = client.and_then(|client| client.service.as_ref()) {
+            let caller = format!("CustomResourceDefinition {}", each.name_any());
+            add(caller, &service.namespace, &service.name, service.port);
+        }
+    }
+    calls.sort();
+    calls.dedup();
+    Ok(calls)
+}
+
+fn api_server_calls(
+    namespace: &str,
+    caller: &str,
+    service: &str,
+    port: i32,
+    found: Option<&Service>,
+    pods: &[Pod],
+) -> Finding {
+    let behind = found.map(|service| mend::behind(service, port, pods));
+    let mend = match behind {
+        Some((Some(number), Some(workload))) => mend::exclude_inbound(namespace, &workload, number),
+        _ => format!(
+            "annotate the pods behind Service {service}: byrnie.dev/exclude-inbound-ports: \"PORT\" (the port of the \
+             pod, not of the Service)"
+        ),
+    };
+    Finding {
+        gravity: Gravity::Breaks,
+        about: format!("Service {service}"),
+        problem: format!(
+            "the API server calls port {port} for {caller}, and has no identity of the mesh: it would be refused"
+        ),
+        mend: Some(mend),
+    }
+}
+
+fn of_pod(pod: &Pod) -> Vec<Finding> {
+    let about = format!("Pod {}", pod.name_any());
+    if let Some(reason) = pods::stays_out(pod) {
+        let problem = format!("stays outside of the mesh: {reason}; meshed pods refuse it, unless a policy lets it in");
+        return vec![Finding { gravity: Gravity::Note, about, problem, mend: None }];
+    }
+    let Some(spec) = &pod.spec else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    let mut breaks = |problem: String, mend: &str| {
+        let mend = Some(mend.to_owned());
+        found.push(Finding { gravity: Gravity::Breaks, about: about.clone(), problem, mend });
+    };
+    let of_pod = spec.security_context.as_ref().and_then(|context| context.run_as_user);
+    let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ours = |container: &&Container| !container.name.starts_with("byrnie-");
+    for container in containers().filter(ours) {
+        let name = &container.name;
+        let uid = container.security_context.as_ref().and_then(|context| context.run_as_user).or(of_pod);
+        if uid == Some(PROXY_UID) {
+            breaks(
+                format!("container {name} runs as UID {PROXY_UID}, which is the proxy's: admission refuses such a pod"),
+                "choose another runAsUser",
+            );
+        }
+        let ports = container.ports.iter().flatten().map(|port| port.container_port);
+        for port in ports.filter(|port| PROXY_PORTS.contains(port)) {
+            breaks(
+                format!("container {name} listens on port {port}, which is the proxy's: admission refuses such a pod"),
+                "let it listen on another port",
+            );
+        }
+        if let Some((_, mesh)) = OTHER_SIDECARS.iter().find(|(sidecar, _)| sidecar == name) {
+            breaks(
+                format!("container {name} is {mesh}'s sidecar: admission refuses a pod of two meshes"),
+                "take the namespace out of the other mesh first",
+            );
+        }
+    }
+    if pod.annotations().get("prometheus.io/scrape").is_some_and(|value| value == "true") {
+        let port = pod.annotations().get("prometheus.io/port").map_or("PORT", String::as_str);
+        found.push(Finding {
+            gravity: Gravity::Note,
+            about,
+            problem: "is scraped: a Prometheus outside of the mesh would be refused".to_owned(),
+            mend: Some(crate::cluster::printable(&format!(
+                "enrol Prometheus too, or annotate the pods: byrnie.dev/exclude-inbound-ports: \"{port}\""
+            ))),
+        });
+    }
+    found
+}
+
+/// An egress policy that has no rule for the control plane or for DNS keeps a pod from becoming ready.
+fn of_policy(namespace: &str, policy: &NetworkPolicy) -> Option<Finding> {
+    let spec = policy.spec.as_ref()?;
+    let restricts = match &spec.policy_types {
+        Some(types) => types.iter().any(|each| each == "Egress"),
+        None => spec.egress.is_some(),
+    };
+    let rules = spec.egress.as_deref().unwrap_or_default();
+    let control_plane = rules.iter().any(|rule| opens(rule, CONTROL_PLANE_PORT, "TCP", SYSTEM_NAMESPACE));
+    let dns = rules.iter().any(|rule| opens(rule, DNS_PORT, "UDP", "kube-system"));
+    let missing = match (control_plane, dns) {
+        _ if !restricts => return None,
+        (true, true) => return None,
+        (false, true) => "the control plane (TCP 15128 in byrnie-system)",
+        (true, false) => "DNS (port 53)",
+        (false, false) => "the control plane (TCP 15128 in byrnie-system) and DNS (port 53)",
+    };
+    Some(Finding {
+        gravity: Gravity::Breaks,
+        about: format!("NetworkPolicy {}", policy.name_any()),
+        problem: format!("does not let its pods out to {missing}: their proxies would never be ready"),
+        mend: Some(mend::network_policy(namespace)),
+    })
+}
+
+/// Whether a rule lets traffic to that port of that namespace out, as far as can be said without looking at pods: a peer
+/// that is named by pod labels alone is of the policy's own namespace.
+fn opens(rule: &NetworkPolicyEgressRule, port: i32, protocol: &str, namespace: &str) -> bool {
+    let port_open = rule.ports.as_ref().is_none_or(|ports| {
+        ports.is_empty()
+            || ports.iter().any(|each| {
+                let number = match &each.port {
+                    None => true,
+                    Some(IntOrString::Int(first)) => (*first..=each.end_port.unwrap_or(*first)).contains(&port),
+                    // A named port is resolved per pod, which nobody can do here; the usual name of DNS is `dns`.
+                    Some(IntOrString::String(name)) => port == DNS_PORT && name.starts_with("dns"),
+                };
+                number && each.protocol.as_deref().unwrap_or("TCP") == protocol
+            })
+    });
+    let peer_open = rule.to.as_ref().is_none_or(|peers| {
+        peers.is_empty()
+            || peers.iter().any(|peer| {
+                if peer.ip_block.is_some() {
+                    // Pods have addresses too; whether the block holds them is not known here.
+                    return true;
+                }
+                peer.namespace_selector.as_ref().is_some_and(|selector| {
+                    let labels = selector.match_labels.iter().flatten();
+                    let by_label =
+                        labels.clone().all(|(key, value)| key == "kubernetes.io/metadata.name" && value == namespace);
+                    by_label && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+                })
+            })
+    });
+    port_open && peer_open
+}
+
+fn of_service(namespace: &str, service: &Service) -> Option<Finding> {
+    let kind = service.spec.as_ref()?.type_.as_deref()?;
+    matches!(kind, "NodePort" | "LoadBalancer").then(|| Finding {
+        gravity: Gravity::Breaks,
+        about: format!("Service {}", service.name_any()),
+        problem: format!(
+            "is of type {kind}: who calls it from outside of the mesh, without a certificate, would be refused"
+        ),
+        mend: Some(mend::permissive(namespace, service)),
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn policy(spec: serde_json::Value) -> Option<Finding> {
+        let object = json!({"metadata": {"name": "egress"}, "spec": spec});
+        of_policy("shop", &serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn a_network_policy_that_shuts_the_control_plane_out_breaks_the_proxies() {
+        let dns = json!({"ports": [{"port": 53, "protocol": "UDP"}]});
+        let found = policy(json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [dns]})).unwrap();
+        assert!(found.problem.contains("15128") && !found.problem.contains("DNS"), "{}", found.problem);
+        assert!(found.mend.unwrap().contains("kind: NetworkPolicy"));
+        let found = policy(json!({"podSelector": {}, "policyTypes": ["Egress"]})).unwrap();
+        assert!(found.problem.contains("15128") && found.problem.contains("DNS"), "{}", found.problem);
+    }
+
+    #[test]
+    fn a_network_policy_that_lets_both_out_or_is_about_ingress_is_fine() {
+        for spec in [
+            json!({"podSelector": {}, "policyTypes": ["Ingress"]}),
+            json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}),
+            json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [
+                {"ports": [{"port": 53, "protocol": "UDP"}]},
+                {"ports": [{"port": 15000, "endPort": 16000}],
+                 "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "byrnie-system"}}}]},
+            ]}),
+        ] {
+            assert_eq!(policy(spec.clone()), None, "{spec}");
+        }
+    }
+
+    fn pod(spec: serde_json::Value) -> Vec<Finding> {
+        of_pod(&serde_json::from_value(json!({"metadata": {"name": "web"}, "spec": spec})).unwrap())
+    }
+
+    #[test]
+    fn a_pod_that_admission_would_refuse_is_named_with_the_reason() {
+        let found = pod(json!({"securityContext": {"runAsUser": 1500}, "containers": [
+            {"name": "web", "ports": [{"containerPort": 15003}]},
+            {"name": "istio-proxy", "securityContext": {"runAsUser": 1337}},
+        ]}));
+        let problems: Vec<&str> = found.iter().map(|each| each.problem.as_str()).collect();
+        assert_eq!(found.len(), 3, "{problems:?}");
+        assert!(problems[0].contains("UID 1500") && problems[1].contains("15003") && problems[2].contains("Istio"));
+        assert!(found.iter().all(|each| each.gravity == Gravity::Breaks));
+    }
+
+    #[test]
+    fn a_pod_on_the_nodes_network_stays_out_and_breaks_nothing() {
+        let found =
+            pod(json!({"hostNetwork": true, "containers": [{"name": "x", "ports": [{"containerPort": 15000}]}]}));
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].gravity, Gravity::Note);
+    }
+
+    #[test]
+    fn what_the_api_server_calls_is_mended_at_the_pods_own_port() {
+        let service = serde_json::from_value(json!({"metadata": {"name": "hook"}, "spec": {
+            "selector": {"app": "hook"}, "ports": [{"port": 443, "targetPort": "https"}]}}));
+        let pod = serde_json::from_value(json!({"metadata": {"name": "hook-5d", "labels": {"app": "hook"},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "hook-5d4f8c7b9", "apiVersion": "apps/v1", "uid": ""}]},
+            "spec": {"containers": [{"name": "hook", "ports": [{"name": "https", "containerPort": 9443}]}]}}));
+        let found = api_server_calls("shop", "APIService v1.x", "hook", 443, Some(&service.unwrap()), &[pod.unwrap()]);
+        let mend = found.mend.unwrap();
+        assert!(mend.contains("deployment/hook") && mend.contains("9443"), "{mend}");
+    }
+}

@@ -1,0 +1,104 @@
+//! What of a pod says how it is, and whether it is in the mesh.
+
+use byrnie_api::labels::{CAPTURE_CONTAINER, INJECT, INJECT_OFF, PROXY_CONTAINER};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::ResourceExt;
+
+/// Whether its proxy was injected: the pod has both of our containers, and the API server lets nobody change that.
+pub fn is_meshed(pod: &Pod) -> bool {
+    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let (mut capture, mut proxy) = (false, false);
+    for container in containers {
+        capture |= container.name == CAPTURE_CONTAINER;
+        proxy |= container.name == PROXY_CONTAINER && container.restart_policy.as_deref() == Some("Always");
+    }
+    capture && proxy
+}
+
+/// Whether it has ended, or is about to.
+pub fn is_finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some()
+}
+
+/// Why it stays out of the mesh on purpose.
+pub fn stays_out(pod: &Pod) -> Option<&'static str> {
+    let spec = pod.spec.as_ref()?;
+    if spec.host_network == Some(true) {
+        return Some("it uses the node's network (hostNetwork)");
+    }
+    if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
+        return Some("it runs Windows");
+    }
+    let off = pod.annotations().get(INJECT).is_some_and(|value| value == INJECT_OFF);
+    off.then_some("its annotation byrnie.dev/inject says false")
+}
+
+/// Whether its condition `Ready` is true.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True")
+}
+
+/// `namespace/name: what it waits for`.
+pub fn describe(pod: &Pod) -> String {
+    let name = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
+    let status = pod.status.as_ref();
+    let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or("Unknown");
+    let containers = status.into_iter().flat_map(|status| {
+        status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
+    });
+    let scheduled = status.into_iter().flat_map(|status| status.conditions.iter().flatten());
+    let scheduled = scheduled.filter(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    let mut reasons: Vec<String> = scheduled.filter_map(|condition| condition.message.clone()).collect();
+    reasons.extend(containers.filter_map(trouble));
+    let reasons = if reasons.is_empty() { "not ready".to_owned() } else { reasons.join("; ") };
+    super::printable(&format!("{name} is {phase}: {reasons}"))
+}
+
+fn trouble(status: &ContainerStatus) -> Option<String> {
+    let state = status.state.as_ref()?;
+    if let Some(waiting) = &state.waiting {
+        let reason = waiting.reason.as_deref().unwrap_or("waiting");
+        if reason != "PodInitializing" && reason != "ContainerCreating" {
+            let message = waiting.message.as_deref().unwrap_or_default();
+            return Some(format!("{}: {reason} {message}", status.name).trim_end().to_owned());
+        }
+    }
+    let ended = state.terminated.as_ref().or(status.last_state.as_ref()?.terminated.as_ref())?;
+    (ended.exit_code != 0).then(|| format!("{} ended with exit code {}", status.name, ended.exit_code))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(value: serde_json::Value) -> Pod {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_pod_is_meshed_by_both_containers_and_not_by_its_annotation() {
+        let proxy = json!({"name": "byrnie-proxy", "restartPolicy": "Always"});
+        let capture = json!({"name": "byrnie-capture"});
+        let with = |containers: Vec<&serde_json::Value>| {
+            pod(json!({"metadata": {"name": "x", "annotations": {"byrnie.dev/injected": "1"}},
+                "spec": {"containers": [], "initContainers": containers}}))
+        };
+        assert!(is_meshed(&with(vec![&capture, &proxy])));
+        assert!(!is_meshed(&with(vec![&capture])));
+        assert!(!is_meshed(&with(vec![&capture, &json!({"name": "byrnie-proxy"})])));
+        assert!(!is_meshed(&with(vec![])));
+    }
+
+    #[test]
+    fn a_pod_that_does_not_start_says_what_it_waits_for() {
+        let pod = pod(json!({"metadata": {"name": "x", "namespace": "byrnie-system"}, "status": {"phase": "Pending",
+            "containerStatuses": [{"name": "injector", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": "ErrImagePull", "message": "no such image\u{1b}[2J"}}}]}}));
+        assert_eq!(describe(&pod), "byrnie-system/x is Pending: injector: ErrImagePull no such image [2J");
+    }
+}

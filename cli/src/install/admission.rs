@@ -1,0 +1,195 @@
+//! What the API server asks of each change: the injector's webhooks, and the policy that works without it.
+
+use byrnie_api::labels::{
+    BUNDLE_CONFIG_MAP, CONTROL_PLANE, INJECTOR, MESH, MESH_ENABLED, OSM_MONITORED_BY, SYSTEM_NAMESPACE,
+};
+use k8s_openapi::api::admissionregistration::v1::{
+    MatchCondition, MatchResources, MutatingWebhook, MutatingWebhookConfiguration, NamedRuleWithOperations,
+    RuleWithOperations, ServiceReference, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+    ValidatingAdmissionPolicyBindingSpec, ValidatingAdmissionPolicySpec, ValidatingWebhook,
+    ValidatingWebhookConfiguration, Validation, WebhookClientConfig,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+
+use super::manifest::metadata;
+use super::{Manifest, Values};
+
+/// The label that the API server itself puts on every namespace.
+const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+
+/// Seconds that the API server waits for the injector.
+const TIMEOUT_SECONDS: i32 = 5;
+
+const COMPONENT: &str = "injector";
+
+/// The policy and its binding: they need no injector, so they come first and go last.
+pub(super) fn policy(values: &Values) -> Vec<Manifest> {
+    let control_plane = format!("system:serviceaccount:{SYSTEM_NAMESPACE}:{CONTROL_PLANE}");
+    let policy = ValidatingAdmissionPolicy {
+        metadata: metadata(BUNDLE_CONFIG_MAP, None, values.labels("control-plane")),
+        spec: Some(ValidatingAdmissionPolicySpec {
+            failure_policy: Some("Fail".into()),
+            match_constraints: Some(MatchResources {
+                match_policy: Some("Equivalent".into()),
+                namespace_selector: Some(LabelSelector::default()),
+                object_selector: Some(LabelSelector::default()),
+                resource_rules: Some(vec![NamedRuleWithOperations {
+                    api_groups: Some(vec![String::new()]),
+                    api_versions: Some(vec!["v1".into()]),
+                    operations: Some(vec!["CREATE".into(), "UPDATE".into()]),
+                    resources: Some(vec!["configmaps".into()]),
+                    scope: Some("Namespaced".into()),
+                    ..NamedRuleWithOperations::default()
+                }]),
+                ..MatchResources::default()
+            }),
+            // On the object's own name: at a create the request may have none.
+            match_conditions: Some(vec![MatchCondition {
+                name: "trust-bundle".into(),
+                expression: format!("object.metadata.name == '{BUNDLE_CONFIG_MAP}'"),
+            }]),
+            validations: Some(vec![Validation {
+                expression: format!("request.userInfo.username == '{control_plane}'"),
+                message: Some(format!(
+                    "ConfigMap {BUNDLE_CONFIG_MAP} holds the roots that every proxy of the namespace trusts; only Byrnie's \
+                     control plane ({control_plane}) writes it"
+                )),
+                reason: Some("Forbidden".into()),
+                ..Validation::default()
+            }]),
+            ..ValidatingAdmissionPolicySpec::default()
+        }),
+        ..ValidatingAdmissionPolicy::default()
+    };
+    let binding = ValidatingAdmissionPolicyBinding {
+        metadata: metadata(BUNDLE_CONFIG_MAP, None, values.labels("control-plane")),
+        spec: ValidatingAdmissionPolicyBindingSpec {
+            policy_name: BUNDLE_CONFIG_MAP.into(),
+            validation_actions: vec!["Deny".into()],
+            ..ValidatingAdmissionPolicyBindingSpec::default()
+        },
+    };
+    vec![Manifest::of(&policy), Manifest::of(&binding)]
+}
+
+/// The webhooks. Their `caBundle` is the control plane's to write: until it has, they refuse what they are for.
+pub(super) fn webhooks(values: &Values) -> Vec<Manifest> {
+    let mutating = MutatingWebhookConfiguration {
+        metadata: metadata(INJECTOR, None, values.labels(COMPONENT)),
+        webhooks: Some(vec![
+            injecting("pods.byrnie.dev", vec![requirement(MESH, "In", &[MESH_ENABLED])]),
+            // Our own label goes before OSM's: what it says is the other webhook's, or that the namespace is ignored.
+            injecting(
+                "osm-pods.byrnie.dev",
+                vec![requirement(OSM_MONITORED_BY, "Exists", &[]), requirement(MESH, "DoesNotExist", &[])],
+            ),
+        ]),
+    };
+    let validating = ValidatingWebhookConfiguration {
+        metadata: metadata(INJECTOR, None, values.labels(COMPONENT)),
+        webhooks: Some(vec![objects(), namespaces()]),
+    };
+    vec![Manifest::of(&mutating), Manifest::of(&validating)]
+}
+
+/// Pods of namespaces that carry a label; never of those that bring the mesh up.
+fn injecting(name: &str, enrolled: Vec<LabelSelectorRequirement>) -> MutatingWebhook {
+    let spared = requirement(NAMESPACE_NAME, "NotIn", &["kube-system", SYSTEM_NAMESPACE]);
+    MutatingWebhook {
+        name: name.into(),
+        client_config: client("/mutate"),
+        rules: Some(vec![rule("", "v1", &["CREATE"], &["pods"], "Namespaced")]),
+        namespace_selector: Some(LabelSelector {
+            match_expressions: Some(enrolled.into_iter().chain([spared]).collect()),
+            ..LabelSelector::default()
+        }),
+        object_selector: Some(LabelSelector::default()),
+        failure_policy: Some("Fail".into()),
+        match_policy: Some("Equivalent".into()),
+        reinvocation_policy: Some("IfNeeded".into()),
+        side_effects: "None".into(),
+        timeout_seconds: Some(TIMEOUT_SECONDS),
+        admission_review_versions: vec!["v1".into()],
+        match_conditions: None,
+    }
+}
+
+/// Our own objects: what the schema can't say is checked before it is stored.
+fn objects() -> ValidatingWebhook {
+    let rules = vec![rule(byrnie_api::GROUP, "*", &["CREATE", "UPDATE"], &["*"], "*")];
+    ValidatingWebhook { rules: Some(rules), ..validating("objects.byrnie.dev") }
+}
+
+/// Namespaces that may not be enrolled: only a request that would do so is sent, so that a dead injector is in nobody
+/// else's way.
+fn namespaces() -> ValidatingWebhook {
+    let enrols = |label: &str, value: Option<&str>| {
+        let has = format!("'{label}' in object.metadata.labels");
+        value.map_or(format!("({has})"), |value| format!("({has} && object.metadata.labels['{label}'] == '{value}')"))
+    };
+    ValidatingWebhook {
+        rules: Some(vec![rule("", "v1", &["CREATE", "UPDATE"], &["namespaces"], "Cluster")]),
+        match_conditions: Some(vec![
+            MatchCondition {
+                name: "may-not-be-enrolled".into(),
+                expression: format!("object.metadata.name in ['kube-system', '{SYSTEM_NAMESPACE}']"),
+            },
+            MatchCondition {
+                name: "is-to-be-enrolled".into(),
+                expression: format!(
+                    "has(object.metadata.labels) && ({} || {})",
+                    enrols(MESH, Some(MESH_ENABLED)),
+                    enrols(OSM_MONITORED_BY, None)
+                ),
+            },
+        ]),
+        ..validating("namespaces.byrnie.dev")
+    }
+}
+
+fn validating(name: &str) -> ValidatingWebhook {
+    ValidatingWebhook {
+        name: name.into(),
+        client_config: client("/validate"),
+        namespace_selector: Some(LabelSelector::default()),
+        object_selector: Some(LabelSelector::default()),
+        failure_policy: Some("Fail".into()),
+        match_policy: Some("Equivalent".into()),
+        side_effects: "None".into(),
+        timeout_seconds: Some(TIMEOUT_SECONDS),
+        admission_review_versions: vec!["v1".into()],
+        ..ValidatingWebhook::default()
+    }
+}
+
+fn client(path: &str) -> WebhookClientConfig {
+    WebhookClientConfig {
+        service: Some(ServiceReference {
+            name: INJECTOR.into(),
+            namespace: SYSTEM_NAMESPACE.into(),
+            path: Some(path.into()),
+            port: Some(443),
+        }),
+        ..WebhookClientConfig::default()
+    }
+}
+
+fn rule(group: &str, version: &str, operations: &[&str], resources: &[&str], scope: &str) -> RuleWithOperations {
+    let owned = |texts: &[&str]| Some(texts.iter().map(|text| (*text).to_owned()).collect());
+    RuleWithOperations {
+        api_groups: owned(&[group]),
+        api_versions: owned(&[version]),
+        operations: owned(operations),
+        resources: owned(resources),
+        scope: Some(scope.into()),
+    }
+}
+
+fn requirement(key: &str, operator: &str, values: &[&str]) -> LabelSelectorRequirement {
+    let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
+    LabelSelectorRequirement {
+        key: key.into(),
+        operator: operator.into(),
+        values: (!values.is_empty()).then_some(values),
+    }
+}
