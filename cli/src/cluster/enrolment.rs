@@ -6,6 +6,7 @@ mod mend;
 use std::collections::BTreeMap;
 
 use byrnie_api::labels::{MESH, MESH_DISABLED, is_enrolled};
+use byrnie_api::{MESH_CONFIG_NAME, MeshConfig};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
@@ -50,6 +51,7 @@ impl Cluster {
     pub async fn enrolments(&self) -> Result<Vec<Enrolment>, Failure> {
         let api: Api<Namespace> = Api::all(self.client());
         let namespaces = self.list("list namespaces", &api, &ListParams::default()).await?;
+        let adopted = self.adopted_meshes().await?;
         let pods = self.pods(None).await?;
         let mut counts: BTreeMap<String, Count> = BTreeMap::new();
         for pod in pods.iter().filter(|pod| !pods::is_finished(pod)) {
@@ -59,7 +61,7 @@ impl Cluster {
             let name = namespace.name_any();
             let Count { meshed, unmeshed, outside } = counts.get(&name).copied().unwrap_or_default();
             Enrolment {
-                enrolled: is_enrolled(&name, namespace.labels()),
+                enrolled: is_enrolled(&name, namespace.labels(), &adopted),
                 ignored: namespace.labels().get(MESH).is_some_and(|value| value == MESH_DISABLED),
                 namespace: name,
                 meshed,
@@ -70,6 +72,16 @@ impl Cluster {
         Ok(described.collect())
     }
 
+    /// The Open Service Meshes whose namespaces the mesh takes over, as MeshConfig names them.
+    ///
+    /// # Errors
+    /// The API server does not answer, or refuses.
+    pub(crate) async fn adopted_meshes(&self) -> Result<Vec<String>, Failure> {
+        let api: Api<MeshConfig> = Api::all(self.client());
+        let config = self.call("read MeshConfig default", api.get_opt(MESH_CONFIG_NAME)).await?;
+        Ok(config.map(|config| config.spec.adopted_meshes).unwrap_or_default())
+    }
+
     /// The names of all enrolled namespaces.
     ///
     /// # Errors
@@ -77,7 +89,8 @@ impl Cluster {
     pub async fn enrolled(&self) -> Result<Vec<String>, Failure> {
         let api: Api<Namespace> = Api::all(self.client());
         let all = self.list("list namespaces", &api, &ListParams::default()).await?;
-        let enrolled = all.iter().filter(|each| is_enrolled(&each.name_any(), each.labels()));
+        let adopted = self.adopted_meshes().await?;
+        let enrolled = all.iter().filter(|each| is_enrolled(&each.name_any(), each.labels(), &adopted));
         Ok(enrolled.map(ResourceExt::name_any).collect())
     }
 }

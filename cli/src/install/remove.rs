@@ -46,7 +46,8 @@ const MOST_NAMED: usize = 10;
 pub async fn in_use(cluster: &Cluster) -> Result<InUse, Failure> {
     let namespaces: Api<Namespace> = Api::all(cluster.client());
     let namespaces = cluster.list("list namespaces", &namespaces, &ListParams::default()).await?;
-    let enrolled = namespaces.iter().filter(|each| is_enrolled(&each.name_any(), each.labels()));
+    let adopted = cluster.adopted_meshes().await?;
+    let enrolled = namespaces.iter().filter(|each| is_enrolled(&each.name_any(), each.labels(), &adopted));
     let name = |pod: &Pod| format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
     let all = cluster.pods(None).await?;
     let meshed = all.iter().filter(|pod| pods::is_meshed(pod) && !pods::is_finished(pod));

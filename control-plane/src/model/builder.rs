@@ -75,7 +75,6 @@ impl<'a> Builder<'a> {
         self.amend();
         Model {
             conditions: self.conditions(),
-            enrolled: self.enrolled,
             settings: self.settings,
             meshed_by: self.objects.meshed_by,
             enrolled: self.enrolled,

@@ -7,14 +7,22 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// What is missing, and the command that makes it.
 pub fn binaries_are_built() -> Result<(), String> {
-    ["byrnie", "byrnie-proxy", "byrnie-control-plane"].into_iter().try_for_each(|name| find(name).map(|_| ()))
+    ["byrnie", "byrnie-proxy", "byrnie-control-plane"].into_iter().try_for_each(binary_is_built)
+}
+
+/// Whether a binary of the project is there.
+///
+/// # Errors
+/// As [`binaries_are_built`].
+pub fn binary_is_built(name: &str) -> Result<(), String> {
+    find(name).map(|_| ())
 }
 
 /// The path of a binary of the project.
 ///
 /// # Panics
 /// When it was not built, with the command that does.
-pub(crate) fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     find(name).unwrap_or_else(|advice| panic!("{advice}"))
 }
 

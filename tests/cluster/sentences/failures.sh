@@ -1,0 +1,65 @@
+# Parts that fail. Sourced by main.
+# shellcheck shell=bash
+
+sentences_failures() {
+  sentence a_killed_proxy_comes_back "a proxy that is killed comes back, and nothing passes in plaintext meanwhile"
+  sentence without_the_injector_the_rest_goes_on "without an injector only new pods of enrolled namespaces wait"
+  sentence without_the_control_plane_connections_go_on "without a control plane meshed pods go on talking"
+  sentence what_can_not_work_is_refused "pods that can not work in the mesh are refused with the reason"
+}
+
+a_killed_proxy_comes_back() {
+  [[ -n ${BYRNIE_LOCAL_NODE-} ]] || { echo "processes of the node can't be killed from here" && exit 77; }
+  local pod uid pid
+  pod=$(pod_of shop web)
+  uid=$(kubectl -n shop get pod "$pod" -o 'jsonpath={.metadata.uid}')
+  for pid in $(pgrep -x byrnie-proxy); do
+    grep -q "$uid" "/proc/$pid/cgroup" && kill -9 "$pid"
+  done
+  refuse get legacy stranger "http://$(ip_of shop "$pod"):8080/"
+  eventually 5 proxy_restarted "$pod"
+  ready shop deploy/web
+  eventually 4 get shop teller http://web/
+  refuse get legacy stranger http://web.shop/
+}
+
+proxy_restarted() {
+  [[ $(kubectl -n shop get pod "$1" -o 'jsonpath={.status.initContainerStatuses[?(@.name=="byrnie-proxy")].restartCount}') -ge 1 ]]
+}
+
+without_the_injector_the_rest_goes_on() {
+  kubectl -n byrnie-system scale deploy/byrnie-injector --replicas=0
+  kubectl -n byrnie-system wait --for=delete pod -l app.kubernetes.io/component=injector --timeout=60s || true
+  local said
+  said=$(! kubectl -n shop run waits --image="$IMAGE" --restart=Never --command -- true 2>&1) || fail "it was taken: $said"
+  holds "$said" byrnie
+  kubectl -n legacy run goes-on --image="$IMAGE" --restart=Never --command -- true
+  get shop teller http://web/
+  refuse "$BYRNIE" check
+  kubectl -n byrnie-system scale deploy/byrnie-injector --replicas=2
+  ready byrnie-system deploy/byrnie-injector
+  eventually 4 kubectl -n shop run waits --image="$IMAGE" --restart=Never --command -- true
+}
+
+without_the_control_plane_connections_go_on() {
+  kubectl -n byrnie-system scale deploy/byrnie-control-plane --replicas=0
+  kubectl -n byrnie-system wait --for=delete pod -l app.kubernetes.io/component=control-plane --timeout=60s || true
+  for _ in 1 2 3; do
+    expect get shop teller http://web/
+    sleep 1
+  done
+  refuse get legacy stranger http://web.shop/
+  kubectl -n byrnie-system scale deploy/byrnie-control-plane --replicas=2
+  ready byrnie-system deploy/byrnie-control-plane
+  eventually 5 "$BYRNIE" check
+}
+
+what_can_not_work_is_refused() {
+  local said
+  said=$(! bad_pod '{"spec": {"securityContext": {"runAsUser": 1500}}}' 2>&1) || fail "taken: $said"
+  holds "$said" runAsUser
+  said=$(! bad_pod '{"metadata": {"annotations": {"byrnie.dev/exclude-inbound-ports": "80;reboot"}}}' 2>&1) || fail "taken: $said"
+  holds "$said" exclude-inbound-ports
+}
+
+bad_pod() { kubectl -n shop run bad --image="$IMAGE" --restart=Never --overrides="$1" --command -- true; }

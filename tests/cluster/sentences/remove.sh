@@ -1,0 +1,48 @@
+# The end. Sourced by main.
+# shellcheck shell=bash
+
+sentences_remove() {
+  sentence uninstall_refuses_while_in_use "uninstall refuses while the mesh is in use"
+  sentence namespace_remove_unmeshes "namespace remove takes a namespace out, and its pods are called as before"
+  sentence uninstall_leaves_nothing "uninstall leaves nothing"
+}
+
+uninstall_refuses_while_in_use() {
+  refuse "$BYRNIE" uninstall --crds
+  kubectl -n byrnie-system get deploy byrnie-control-plane
+}
+
+namespace_remove_unmeshes() {
+  expect "$BYRNIE" namespace remove shop --restart
+  kubectl -n shop delete pod teller
+  client teller | apply shop
+  ready shop deploy/web deploy/orders pod/teller
+  eventually 10 no_proxy_in shop
+  get legacy stranger http://web.shop/
+  eventually 5 no_trust_bundle_in shop
+}
+
+no_proxy_in() { ! kubectl -n "$1" get pods -o 'jsonpath={.items[*].spec.initContainers[*].name}' | grep -q byrnie-proxy; }
+no_trust_bundle_in() { ! kubectl -n "$1" get configmap byrnie-trust-bundle &> /dev/null; }
+
+uninstall_leaves_nothing() {
+  local each
+  for each in $(kubectl get namespaces -l byrnie.dev/mesh=enabled -o 'jsonpath={.items[*].metadata.name}'); do
+    expect "$BYRNIE" namespace remove "$each"
+  done
+  kubectl delete namespace --ignore-not-found --timeout=120s work probes roll rules platform ingress
+  expect "$BYRNIE" uninstall --crds
+  eventually 6 nothing_is_left
+  get legacy stranger http://web.shop/
+}
+
+nothing_is_left() {
+  [[ -z $(left) ]] || { left && return 1; }
+}
+
+left() {
+  kubectl get -o name \
+    namespaces,crds,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings |
+    grep -i byrnie || true
+  kubectl get -A -o name configmaps,secrets,leases,roles,rolebindings,services,deployments | grep -i byrnie || true
+}

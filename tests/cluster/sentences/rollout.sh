@@ -1,0 +1,83 @@
+# Nothing is lost while pods come and go. Sourced by main.
+# shellcheck shell=bash
+
+sentences_rollout() {
+  sentence rolling_update_loses_nothing "a rolling update under constant load loses no request"
+  sentence scaling_loses_nothing "scaling up and down under constant load loses no request"
+  sentence eviction_loses_nothing "evicting a pod under constant load loses no request"
+  sentence the_control_plane_rolls_unseen "a rolling restart of the control plane and the injector is seen by nobody"
+  sentence a_client_from_its_first_request "a client's first request as soon as its container runs is answered"
+}
+
+# while_loaded COMMAND…: runs it while a client asks all the time, and then some.
+while_loaded() {
+  local code=0 loading
+  ensure_rolling
+  inside roll loader rm -f /tmp/stop
+  inside roll loader byrnie-test-app load server:80 --rate 40 --seconds 120 --until /tmp/stop > "$work/load.out" 2>&1 &
+  loading=$!
+  sleep 1
+  "$@"
+  sleep 2
+  inside roll loader touch /tmp/stop
+  wait $loading || code=$?
+  cat "$work/load.out"
+  echo "figure: $(head -n 200 "$work/load.out" | grep -m 1 ' good, ')"
+  ((code == 0)) || fail "requests were lost"
+}
+
+ensure_rolling() {
+  ! kubectl -n roll get pod loader &> /dev/null || return 0
+  enrolled roll
+  { replicas=3 app server && echo --- && client loader; } | apply roll
+  ready roll deploy/server pod/loader
+  inside roll loader byrnie-test-app load server:80 --seconds 1
+}
+
+rolling_update_loses_nothing() { while_loaded roll_twice; }
+
+roll_twice() {
+  for _ in 1 2; do
+    kubectl -n roll rollout restart deploy/server
+    ready roll deploy/server
+  done
+}
+
+scaling_loses_nothing() { while_loaded scale_up_and_down; }
+
+scale_up_and_down() {
+  for each in 6 1 3; do
+    kubectl -n roll scale deploy/server --replicas=$each
+    ready roll deploy/server
+    sleep 2
+  done
+}
+
+eviction_loses_nothing() { while_loaded evict_one; }
+
+evict_one() {
+  local pod
+  pod=$(pod_of roll server)
+  kubectl create --raw "/api/v1/namespaces/roll/pods/$pod/eviction" -f - <<< \
+    "{\"apiVersion\": \"policy/v1\", \"kind\": \"Eviction\", \"metadata\": {\"name\": \"$pod\", \"namespace\": \"roll\"}}"
+  kubectl -n roll wait --for=delete "pod/$pod" --timeout=60s
+  ready roll deploy/server
+}
+
+the_control_plane_rolls_unseen() { while_loaded roll_byrnie; }
+
+roll_byrnie() {
+  kubectl -n byrnie-system rollout restart deploy/byrnie-control-plane deploy/byrnie-injector
+  # A pod that is made meanwhile comes up, with a proxy.
+  kubectl -n roll delete pod "$(pod_of roll server)" --wait=false
+  ready byrnie-system deploy/byrnie-control-plane deploy/byrnie-injector
+  ready roll deploy/server
+  expect "$BYRNIE" check
+}
+
+a_client_from_its_first_request() {
+  ensure_rolling
+  kubectl -n roll run early --image="$IMAGE" --restart=Never --command -- curl -sS --fail --max-time 5 http://server/
+  kubectl -n roll wait --for=jsonpath='{.status.phase}'=Succeeded pod/early --timeout=60s ||
+    fail "$(kubectl -n roll logs early -c early)"
+}

@@ -1,0 +1,145 @@
+# What the sentences are made of. Sourced by main.
+# shellcheck shell=bash disable=SC2154
+
+# All namespaces that the sentences make.
+NAMESPACES=(shop work probes roll rules legacy ingress platform)
+
+fail() {
+  echo "$*"
+  exit 1
+}
+
+# expect COMMAND…: it must succeed; what it says is printed.
+expect() {
+  "$@" || fail "expected to succeed (exit code $?): $*"
+}
+
+# refuse COMMAND…: it must fail.
+refuse() {
+  ! "$@" || fail "expected to fail: $*"
+}
+
+# eventually SECONDS COMMAND…: five times the seconds that were promised.
+eventually() {
+  local patience=$(($1 * 5)) begun=$SECONDS
+  shift
+  until "$@"; do
+    ((SECONDS - begun < patience)) || fail "not within $patience s: $*"
+    sleep 0.2
+  done
+}
+
+# holds TEXT PATTERN
+holds() {
+  [[ $1 == *$2* ]] || fail "expected $2, found: $1"
+}
+
+# namespace NAME [LABEL=VALUE…]
+namespace() {
+  kubectl create namespace "$1" --dry-run=client -o yaml | kubectl apply -f - > /dev/null
+  (($# == 1)) || kubectl label --overwrite namespace "$@" > /dev/null
+}
+
+# enrolled NAME: a namespace in the mesh, as soon as its trust bundle is there.
+enrolled() {
+  namespace "$1" byrnie.dev/mesh=enabled
+  eventually 5 kubectl -n "$1" get configmap byrnie-trust-bundle > /dev/null
+}
+
+# app NAME [ARGUMENT…]: objects of a ServiceAccount, a Service (port 80, and 9000 for the TCP echo) and a Deployment.
+app() {
+  local name=$1
+  shift
+  local arguments=("${@:---http=8080}")
+  cat << END
+apiVersion: v1
+kind: ServiceAccount
+metadata: { name: $name }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: $name }
+spec:
+  selector: { app: $name }
+  ports: [{ name: http, port: 80, targetPort: 8080 }, { name: tcp, port: 9000, targetPort: 9000 }]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: $name }
+spec:
+  replicas: ${replicas-1}
+  selector: { matchLabels: { app: $name } }
+  template:
+    metadata: { labels: { app: $name } }
+    spec:
+      serviceAccountName: $name
+      containers:
+        - name: app
+          image: $IMAGE
+          command: [byrnie-test-app, serve, --name=$name, --tcp=9000]
+          args: [$(printf '"%s",' "${arguments[@]}")]
+          readinessProbe: { httpGet: { port: 8080, path: /healthz }, periodSeconds: 1 }
+END
+}
+
+# client NAME: a pod (with a ServiceAccount of that name) in which commands are run.
+client() {
+  cat << END
+apiVersion: v1
+kind: ServiceAccount
+metadata: { name: $1 }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: $1, labels: { app: $1 }, annotations: { ${2-} } }
+spec:
+  serviceAccountName: $1
+  terminationGracePeriodSeconds: 1
+  containers: [{ name: app, image: $IMAGE, command: [sleep, infinity] }]
+END
+}
+
+apply() { kubectl -n "$1" apply -f - > /dev/null; }
+
+# ready NAMESPACE KIND/NAME…
+ready() {
+  local namespace=$1 each
+  shift
+  for each; do
+    case $each in
+      pod/*) kubectl -n "$namespace" wait --for=condition=Ready "$each" --timeout=90s ;;
+      *) kubectl -n "$namespace" rollout status "$each" --timeout=120s ;;
+    esac || {
+      kubectl -n "$namespace" describe pods | tail -n 30
+      fail "$each in $namespace is not ready"
+    }
+  done
+}
+
+# inside NAMESPACE POD COMMAND…: in its container `app`.
+inside() {
+  local namespace=$1 pod=$2
+  shift 2
+  kubectl -n "$namespace" exec "$pod" -c app -- "$@"
+}
+
+# get NAMESPACE POD URL [OPTION…]
+get() {
+  local namespace=$1 pod=$2
+  shift 2
+  inside "$namespace" "$pod" curl -sS --fail --max-time 5 "$@"
+}
+
+# pod_of NAMESPACE APP
+pod_of() { kubectl -n "$1" get pods -l "app=$2" --field-selector=status.phase=Running -o 'jsonpath={.items[0].metadata.name}'; }
+ip_of() { kubectl -n "$1" get pod "$2" -o 'jsonpath={.status.podIP}'; }
+
+# is_meshed NAMESPACE POD: its proxy runs, and is the first that runs.
+is_meshed() {
+  local names
+  names=$(kubectl -n "$1" get pod "$2" -o 'jsonpath={.spec.initContainers[*].name}')
+  [[ $names == "byrnie-capture byrnie-proxy"* ]]
+}
+
+# Milliseconds.
+now() { date +%s%3N; }

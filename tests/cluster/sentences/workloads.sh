@@ -1,0 +1,235 @@
+# Every kind of workload, and every way to call one. Sourced by main.
+# shellcheck shell=bash
+
+sentences_workloads() {
+  sentence workloads_come_up "StatefulSet, DaemonSet, Deployment and the pods of Jobs come up in the mesh"
+  sentence stateful_sets_are_called_by_name "a pod of a StatefulSet is called by its own name"
+  sentence daemon_sets_are_called "a DaemonSet is called through its Service"
+  sentence jobs_complete "a Job completes, and a CronJob's, though they have a proxy"
+  sentence init_containers_have_the_network "an init container uses the network of the mesh"
+  sentence several_containers_and_services "a pod of several containers, named ports and Services is called at all of them"
+  sentence pods_are_called_by_address "a pod is called by its address, and by itself"
+  sentence external_names_lead_there "an ExternalName leads to the Service that it names"
+  sentence services_without_selectors_lead_there "a Service without a selector leads to the endpoints that it is given"
+  sentence node_ports_reach_the_mesh "a NodePort is called from inside of the mesh, and refused from outside of it"
+  sentence host_network_pods_pass_by "a pod on its node's network runs without a proxy, and is not trusted"
+  sentence servers_may_speak_first "connections that idle, and that are half closed, live on"
+}
+
+workloads_come_up() {
+  enrolled work
+  {
+    client caller && echo --- && app plain
+    stateful_set && daemon_set && jobs && many && with_init
+  } | apply work
+  ready work pod/caller deploy/plain sts/db ds/agent deploy/many pod/with-init
+  for each in db-0 caller with-init; do is_meshed work $each || fail "$each has no proxy"; done
+}
+
+stateful_set() {
+  cat << END
+---
+apiVersion: v1
+kind: Service
+metadata: { name: db }
+spec: { clusterIP: None, selector: { app: db }, publishNotReadyAddresses: true, ports: [{ name: http, port: 8080 }] }
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: { name: db }
+spec:
+  serviceName: db
+  replicas: 2
+  podManagementPolicy: Parallel
+  selector: { matchLabels: { app: db } }
+  template:
+    metadata: { labels: { app: db } }
+    spec:
+      containers:
+        - name: app
+          image: $IMAGE
+          command: [sh, -c, 'exec byrnie-test-app serve --http=8080 --name=\$(hostname)']
+          readinessProbe: { tcpSocket: { port: 8080 }, periodSeconds: 1 }
+END
+}
+
+daemon_set() {
+  cat << END
+---
+apiVersion: v1
+kind: Service
+metadata: { name: agent }
+spec: { selector: { app: agent }, internalTrafficPolicy: Local, ports: [{ port: 80, targetPort: http }] }
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: { name: agent }
+spec:
+  selector: { matchLabels: { app: agent } }
+  template:
+    metadata: { labels: { app: agent } }
+    spec:
+      containers:
+        - name: app
+          image: $IMAGE
+          command: [byrnie-test-app, serve, --http=8080, --name=agent]
+          ports: [{ name: http, containerPort: 8080 }]
+END
+}
+
+jobs() {
+  cat << END
+---
+apiVersion: batch/v1
+kind: Job
+metadata: { name: once }
+spec:
+  template:
+    spec:
+      restartPolicy: Never
+      containers: [{ name: app, image: $IMAGE, command: [curl, -sS, --fail, --retry, "30", --retry-all-errors, --retry-delay, "1", http://plain/] }]
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: { name: often }
+spec:
+  schedule: "0 0 1 1 *"
+  jobTemplate:
+    spec:
+      template:
+        spec:
+          restartPolicy: Never
+          containers: [{ name: app, image: $IMAGE, command: [curl, -sS, --fail, http://plain/] }]
+END
+}
+
+many() {
+  cat << END
+---
+apiVersion: v1
+kind: Service
+metadata: { name: first }
+spec: { selector: { app: many }, ports: [{ name: one, port: 80, targetPort: one }, { name: two, port: 81, targetPort: two }] }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: second }
+spec: { selector: { app: many }, ports: [{ port: 8080, targetPort: 8082, appProtocol: http }] }
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: many }
+spec:
+  selector: { matchLabels: { app: many } }
+  template:
+    metadata: { labels: { app: many } }
+    spec:
+      containers:
+        - { name: app, image: $IMAGE, command: [byrnie-test-app, serve, --http=8081, --name=one], ports: [{ name: one, containerPort: 8081 }] }
+        - { name: other, image: $IMAGE, command: [byrnie-test-app, serve, --http=8082, --name=two], ports: [{ name: two, containerPort: 8082 }] }
+END
+}
+
+with_init() {
+  cat << END
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: with-init }
+spec:
+  initContainers: [{ name: migrate, image: $IMAGE, command: [curl, -sS, --fail, --retry, "30", --retry-all-errors, --retry-delay, "1", http://plain/] }]
+  containers: [{ name: app, image: $IMAGE, command: [sleep, infinity] }]
+END
+}
+
+stateful_sets_are_called_by_name() {
+  for each in db-0 db-1; do holds "$(get work caller "http://$each.db:8080/")" $each; done
+  get work caller http://db:8080/
+}
+
+daemon_sets_are_called() { holds "$(get work caller http://agent/)" agent; }
+
+jobs_complete() {
+  kubectl -n work create job --from=cronjob/often from-cron
+  for each in once from-cron; do
+    kubectl -n work wait --for=condition=Complete "job/$each" --timeout=60s || {
+      kubectl -n work describe job "$each" && kubectl -n work get pods -o wide
+      fail "$each did not complete"
+    }
+  done
+}
+
+init_containers_have_the_network() {
+  holds "$(kubectl -n work logs with-init -c migrate)" plain
+  holds "$("$BYRNIE" edges -n work -o json)" plain
+}
+
+several_containers_and_services() {
+  holds "$(get work caller http://first/)" one
+  holds "$(get work caller http://first:81/)" two
+  holds "$(get work caller http://second:8080/)" two
+}
+
+pods_are_called_by_address() {
+  local ip
+  ip=$(ip_of work "$(pod_of work many)")
+  holds "$(get work caller "http://$ip:8082/")" two
+  holds "$(get work "$(pod_of work many)" http://first/)" one
+}
+
+external_names_lead_there() {
+  kubectl -n work create service externalname elsewhere --external-name orders.shop.svc.cluster.local --dry-run=client -o yaml |
+    apply work
+  holds "$(get work caller http://elsewhere/)" orders
+}
+
+services_without_selectors_lead_there() {
+  cat << END | apply work
+apiVersion: v1
+kind: Service
+metadata: { name: by-hand }
+spec: { ports: [{ name: http, port: 80, targetPort: 8080 }] }
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: by-hand, labels: { kubernetes.io/service-name: by-hand } }
+addressType: IPv4
+ports: [{ name: http, port: 8080 }]
+endpoints: [{ addresses: ["$(ip_of work "$(pod_of work plain)")"], conditions: { ready: true } }]
+END
+  eventually 1 get work caller http://by-hand/
+  # It is a meshed pod all the same: a stranger has no more luck by this way.
+  refuse get legacy stranger http://by-hand.work/
+}
+
+node_ports_reach_the_mesh() {
+  kubectl -n work patch service plain -p '{"spec": {"type": "NodePort"}}'
+  local port node
+  port=$(kubectl -n work get service plain -o 'jsonpath={.spec.ports[0].nodePort}')
+  node=$(kubectl get nodes -o 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')
+  eventually 2 get work caller "http://$node:$port/"
+  refuse get legacy stranger "http://$node:$port/"
+}
+
+host_network_pods_pass_by() {
+  local said
+  said=$(kubectl -n work apply -f - 2>&1 << END
+apiVersion: v1
+kind: Pod
+metadata: { name: on-node }
+spec:
+  hostNetwork: true
+  dnsPolicy: ClusterFirstWithHostNet
+  containers: [{ name: app, image: $IMAGE, command: [byrnie-test-app, serve, --http=19090, --name=on-node] }]
+END
+  )
+  holds "$said" hostNetwork
+  ready work pod/on-node
+  ! is_meshed work on-node || fail "it has a proxy"
+  refuse get work on-node http://plain.work/
+}
+
+servers_may_speak_first() {
+  holds "$(inside work caller sh -c 'printf "to the end\n" | timeout 10 nc plain 9000')" "to the end"
+  holds "$(inside work caller sh -c '(sleep 3; echo late) | timeout 10 nc plain 9000')" late
+}

@@ -1,0 +1,52 @@
+//! The roots that every proxy of a namespace trusts.
+
+use std::time::Duration;
+
+use byrnie_kubelab::{Cluster, World};
+use byrnie_scenarios::eventually;
+use serde_json::{Value, json};
+
+const PATH: &str = "/api/v1/namespaces/shop/configmaps/byrnie-trust-bundle";
+
+pub(crate) async fn nobody_but_the_control_plane_writes_a_namespaces_trust_bundle(world: World) {
+    let (cluster, control_plane, injector) = Cluster::running(&world).await;
+    cluster.enrolled("shop").await;
+    let good = cluster.trust_bundle("shop").await;
+    // The API server alone keeps it.
+    injector.child.kill();
+    let evil = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "byrnie-trust-bundle" },
+        "data": { "bundle.pem": "evil" } });
+    let refused = cluster.api.merge(PATH, &json!({ "data": { "bundle.pem": "evil" } })).await.expect_err("a change");
+    assert!(refused.code == 403 && refused.message.contains("byrnie-trust-bundle"), "{refused}");
+    cluster.namespace("plain", &json!({})).await;
+    for namespace in ["plain", "default"] {
+        let collection = format!("/api/v1/namespaces/{namespace}/configmaps");
+        cluster.api.create(&collection, &evil).await.expect_err("one of somebody else's making");
+    }
+    assert_eq!(cluster.trust_bundle("shop").await, good);
+    cluster.api.delete(PATH).await.unwrap();
+    // The leader compares once a minute.
+    let again = eventually("what was deleted comes back", Duration::from_secs(15), async || {
+        Some(cluster.api.get(PATH).await.ok()?["data"]["bundle.pem"].as_str()?.to_owned())
+    });
+    assert_eq!(again.await, good);
+    assert!(control_plane.child.ended().is_none());
+}
+
+pub(crate) async fn the_trust_bundle_comes_with_enrolment_and_goes_after_the_last_meshed_pod(world: World) {
+    let (cluster, control_plane, _injector) = Cluster::running(&world).await;
+    cluster.namespace("shop", &json!({})).await;
+    cluster.namespace("shop", &json!({ "byrnie.dev/mesh": "enabled" })).await;
+    cluster.trust_bundle("shop").await;
+    let web = cluster.pod("shop", "web").await;
+    let label = json!({ "metadata": { "labels": { "byrnie.dev/mesh": Value::Null } } });
+    cluster.api.merge("/api/v1/namespaces/shop", &label).await.unwrap();
+    // Its proxy may restart, and must find the roots.
+    let svid = web.svid(control_plane.address).await;
+    assert_eq!(svid.id().as_str(), "spiffe://cluster.local/ns/shop/sa/web");
+    web.delete().await;
+    eventually("the trust bundle is taken away", Duration::from_secs(4), async || {
+        cluster.api.get(PATH).await.is_err_and(|error| error.code == 404).then_some(())
+    })
+    .await;
+}
