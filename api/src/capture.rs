@@ -25,45 +25,55 @@ pub struct CaptureExclusions {
 }
 
 impl CaptureExclusions {
-    /// Reads a pod's annotations.
+    /// Reads a pod's annotations, ours and those of Open Service Mesh; where both are there, both hold.
     ///
     /// # Errors
     /// Everything that is malformed in them. What to do then is the caller's to say; to exclude nothing is safe.
     pub fn from_annotations(annotations: &BTreeMap<String, String>) -> Result<Self, Vec<Problem>> {
-        let mut problems = Vec::new();
-        let port = |text: &str| text.parse().ok();
-        let exclusions = Self {
-            inbound_ports: list(
-                annotations,
-                labels::EXCLUDE_INBOUND_PORTS,
-                "a port from 1 to 65535",
+        let mut read = Read { annotations, problems: Vec::new() };
+        let mut exclusions = Self::default();
+        exclusions.extend(Self {
+            inbound_ports: read.lists([labels::EXCLUDE_INBOUND_PORTS, labels::OSM_EXCLUDE_INBOUND_PORTS], PORT, port),
+            outbound_ports: read.lists(
+                [labels::EXCLUDE_OUTBOUND_PORTS, labels::OSM_EXCLUDE_OUTBOUND_PORTS],
+                PORT,
                 port,
-                &mut problems,
             ),
-            outbound_ports: list(
-                annotations,
-                labels::EXCLUDE_OUTBOUND_PORTS,
-                "a port from 1 to 65535",
-                port,
-                &mut problems,
+            outbound_cidrs: read.lists(
+                [labels::EXCLUDE_OUTBOUND_CIDRS, labels::OSM_EXCLUDE_OUTBOUND_CIDRS],
+                CIDR,
+                cidr,
             ),
-            outbound_cidrs: list(
-                annotations,
-                labels::EXCLUDE_OUTBOUND_CIDRS,
-                "a network such as 203.0.113.0/24, without host bits",
-                |text| parse_cidr(text).ok(),
-                &mut problems,
-            ),
-            uids: list(annotations, labels::EXCLUDE_UIDS, "a user ID", |text| text.parse().ok(), &mut problems),
-            interfaces: list(
-                annotations,
-                labels::EXCLUDE_INTERFACES,
-                "the name of an interface",
-                interface,
-                &mut problems,
-            ),
+            uids: read.lists([labels::EXCLUDE_UIDS], UID, uid),
+            interfaces: read.lists([labels::EXCLUDE_INTERFACES], INTERFACE, interface),
+        });
+        if read.problems.is_empty() { Ok(exclusions) } else { Err(read.problems) }
+    }
+
+    /// Adds what `others` leave out, each thing once and in one order, so that the same exclusions print the same.
+    pub fn extend(&mut self, others: Self) {
+        join(&mut self.inbound_ports, others.inbound_ports);
+        join(&mut self.outbound_ports, others.outbound_ports);
+        join(&mut self.outbound_cidrs, others.outbound_cidrs);
+        join(&mut self.uids, others.uids);
+        join(&mut self.interfaces, others.interfaces);
+    }
+
+    /// The arguments of `byrnie-proxy capture apply` that say them; [`Self::from_arguments`] reads them back.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        let mut say = |flag: &str, values: Vec<String>| {
+            if !values.is_empty() {
+                // In one word: the name of an interface may begin with a dash.
+                arguments.push(format!("{flag}={}", values.join(",")));
+            }
         };
-        if problems.is_empty() { Ok(exclusions) } else { Err(problems) }
+        say(INBOUND_PORTS, self.inbound_ports.iter().map(ToString::to_string).collect());
+        say(OUTBOUND_PORTS, self.outbound_ports.iter().map(ToString::to_string).collect());
+        say(OUTBOUND_CIDRS, self.outbound_cidrs.iter().map(ToString::to_string).collect());
+        say(UIDS, self.uids.iter().map(ToString::to_string).collect());
+        say(INTERFACES, self.interfaces.clone());
+        arguments
     }
 
     /// Reads the arguments that the injector gave to a pod's capture container, `--exclude-inbound-ports 80,81` or with
@@ -99,23 +109,57 @@ impl CaptureExclusions {
     }
 }
 
+const INBOUND_PORTS: &str = "--exclude-inbound-ports";
+const OUTBOUND_PORTS: &str = "--exclude-outbound-ports";
+const OUTBOUND_CIDRS: &str = "--exclude-outbound-cidrs";
+const UIDS: &str = "--exclude-uids";
+const INTERFACES: &str = "--exclude-interfaces";
+
 /// Options of `capture apply`, and the annotations that say the same.
 const FLAGS: [(&str, &str); 5] = [
-    ("--exclude-inbound-ports", labels::EXCLUDE_INBOUND_PORTS),
-    ("--exclude-outbound-ports", labels::EXCLUDE_OUTBOUND_PORTS),
-    ("--exclude-outbound-cidrs", labels::EXCLUDE_OUTBOUND_CIDRS),
-    ("--exclude-uids", labels::EXCLUDE_UIDS),
-    ("--exclude-interfaces", labels::EXCLUDE_INTERFACES),
+    (INBOUND_PORTS, labels::EXCLUDE_INBOUND_PORTS),
+    (OUTBOUND_PORTS, labels::EXCLUDE_OUTBOUND_PORTS),
+    (OUTBOUND_CIDRS, labels::EXCLUDE_OUTBOUND_CIDRS),
+    (UIDS, labels::EXCLUDE_UIDS),
+    (INTERFACES, labels::EXCLUDE_INTERFACES),
 ];
 
+const PORT: &str = "a port from 1 to 65535";
+pub(crate) const CIDR: &str =
+    "a network such as 203.0.113.0/24, without host bits, smaller than the whole address family";
+const UID: &str = "a user ID from 0 to 4294967294";
+pub(crate) const INTERFACE: &str = "the name of an interface";
+
+struct Read<'a> {
+    annotations: &'a BTreeMap<String, String>,
+    problems: Vec<Problem>,
+}
+
+impl Read<'_> {
+    fn lists<T>(
+        &mut self,
+        annotations: impl IntoIterator<Item = &'static str>,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Vec<T> {
+        let mut values = Vec::new();
+        for annotation in annotations {
+            let text = self.annotations.get(annotation).map_or("", String::as_str);
+            let path = format!("metadata.annotations[{annotation}]");
+            values.extend(list(&path, text, expected, &parse, &mut self.problems));
+        }
+        values
+    }
+}
+
 fn list<T>(
-    annotations: &BTreeMap<String, String>,
-    annotation: &str,
+    path: &str,
+    text: &str,
     expected: &str,
     parse: impl Fn(&str) -> Option<T>,
     problems: &mut Vec<Problem>,
 ) -> Vec<T> {
-    let text = annotations.get(annotation).map_or("", |text| text.trim());
+    let text = text.trim();
     if text.is_empty() {
         return Vec::new();
     }
@@ -123,17 +167,38 @@ fn list<T>(
     for (index, item) in text.split(',').map(str::trim).enumerate() {
         match parse(item) {
             Some(value) => values.push(value),
-            None => {
-                let path = format!("metadata.annotations[{annotation}][{index}]");
-                problems.push(Problem::new(path, expected, quote(item)));
-            }
+            None => problems.push(Problem::new(format!("{path}[{index}]"), expected, quote(item))),
         }
     }
     values
 }
 
+fn join<T: Ord>(values: &mut Vec<T>, more: Vec<T>) {
+    values.extend(more);
+    values.sort();
+    values.dedup();
+}
+
+fn port(text: &str) -> Option<NonZeroU16> {
+    text.parse().ok()
+}
+
+/// Without a whole address family: that would switch capture off, which `byrnie.dev/inject` says plainly.
+pub(crate) fn cidr(text: &str) -> Option<IpNet> {
+    parse_cidr(text).ok().filter(|network| network.prefix_len() > 0)
+}
+
+fn uid(text: &str) -> Option<u32> {
+    text.parse().ok().filter(is_uid)
+}
+
+/// The kernel takes 4294967295 for "no user".
+pub(crate) fn is_uid(uid: &u32) -> bool {
+    *uid != u32::MAX
+}
+
 /// As the kernel's `dev_valid_name`, without what would mean something in a rule.
-fn interface(name: &str) -> Option<String> {
+pub(crate) fn interface(name: &str) -> Option<String> {
     const LONGEST: usize = 15;
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
     let named = !name.is_empty() && name != "." && name != "..";
@@ -175,6 +240,49 @@ mod tests {
     }
 
     #[test]
+    fn everything_malformed_is_told_at_once() {
+        let problems = read(&[
+            (labels::EXCLUDE_INBOUND_PORTS, "80,http,0,70000,"),
+            (labels::EXCLUDE_INTERFACES, "eth0; flush ruleset"),
+        ])
+        .unwrap_err();
+        let places: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+        assert_eq!(places.len(), 5);
+        assert_eq!(places[0], "metadata.annotations[byrnie.dev/exclude-inbound-ports][1]");
+        assert_eq!(places[4], "metadata.annotations[byrnie.dev/exclude-interfaces][0]");
+    }
+    #[test]
+    fn open_service_meshs_annotations_are_read_beside_ours() {
+        let exclusions = read(&[
+            (labels::EXCLUDE_INBOUND_PORTS, "9090"),
+            (labels::OSM_EXCLUDE_INBOUND_PORTS, "6379, 9090"),
+            (labels::OSM_EXCLUDE_OUTBOUND_PORTS, "7070"),
+            (labels::OSM_EXCLUDE_OUTBOUND_CIDRS, "10.244.0.0/16"),
+        ])
+        .unwrap();
+        assert_eq!(exclusions.inbound_ports.iter().map(|port| port.get()).collect::<Vec<_>>(), [6379, 9090]);
+        assert!(!exclusions.outbound_ports.is_empty() && !exclusions.outbound_cidrs.is_empty());
+        let problems = read(&[(labels::OSM_EXCLUDE_OUTBOUND_CIDRS, "0.0.0.0/0")]).unwrap_err();
+        assert!(problems[0].to_string().contains("smaller than the whole address family"), "{}", problems[0]);
+    }
+
+    #[test]
+    fn arguments_read_back_what_they_say() {
+        let exclusions = read(&[
+            (labels::EXCLUDE_INBOUND_PORTS, "9090,80"),
+            (labels::EXCLUDE_OUTBOUND_PORTS, "53"),
+            (labels::EXCLUDE_OUTBOUND_CIDRS, "203.0.113.0/24,2001:db8::/32"),
+            (labels::EXCLUDE_UIDS, "0"),
+            (labels::EXCLUDE_INTERFACES, "-eth1,eth2"),
+        ])
+        .unwrap();
+        let mut arguments = vec!["--prove".to_owned(), "--exempt".to_owned(), "uid:1500".to_owned()];
+        arguments.extend(exclusions.arguments());
+        assert_eq!(arguments[3], "--exclude-inbound-ports=80,9090");
+        assert_eq!(CaptureExclusions::from_arguments(arguments.iter().map(String::as_str)), Ok(exclusions));
+    }
+
+    #[test]
     fn arguments_of_the_capture_container_say_the_same() {
         let arguments = [
             "/byrnie-proxy",
@@ -195,18 +303,5 @@ mod tests {
         assert!(CaptureExclusions::from_arguments(["--exclude-inbound-ports=http"]).is_err());
         let cut_short = CaptureExclusions::from_arguments(["--exclude-inbound-ports"]).unwrap();
         assert_eq!(cut_short, CaptureExclusions::default());
-    }
-
-    #[test]
-    fn everything_malformed_is_told_at_once() {
-        let problems = read(&[
-            (labels::EXCLUDE_INBOUND_PORTS, "80,http,0,70000,"),
-            (labels::EXCLUDE_INTERFACES, "eth0; flush ruleset"),
-        ])
-        .unwrap_err();
-        let places: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
-        assert_eq!(places.len(), 5);
-        assert_eq!(places[0], "metadata.annotations[byrnie.dev/exclude-inbound-ports][1]");
-        assert_eq!(places[4], "metadata.annotations[byrnie.dev/exclude-interfaces][0]");
     }
 }

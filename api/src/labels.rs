@@ -11,8 +11,11 @@ pub const MESH_ENABLED: &str = "enabled";
 /// The value of [`MESH`] by which `byrnie namespace ignore` keeps a namespace out, whatever other labels it has.
 pub const MESH_DISABLED: &str = "disabled";
 
-/// Annotation of a pod: [`INJECT_OFF`] keeps the proxy out of it.
+/// Annotation of a pod: [`INJECT_OFF`] keeps the proxy out of it, [`INJECT_ON`] goes before what OSM's annotations say.
 pub const INJECT: &str = "byrnie.dev/inject";
+
+/// The value of [`INJECT`] that asks for the proxy.
+pub const INJECT_ON: &str = "true";
 
 /// The one value of [`INJECT`] that keeps the proxy out.
 pub const INJECT_OFF: &str = "false";
@@ -46,6 +49,9 @@ pub const PROXY_CPU_LIMIT: &str = "byrnie.dev/proxy-cpu-limit";
 pub const PROXY_MEMORY_REQUEST: &str = "byrnie.dev/proxy-memory-request";
 /// See [`PROXY_CPU_REQUEST`].
 pub const PROXY_MEMORY_LIMIT: &str = "byrnie.dev/proxy-memory-limit";
+
+/// Annotation of a pod: `"true"` lets it share its process namespace with the proxy, which is refused otherwise.
+pub const ALLOW_SHARED_PROCESS_NAMESPACE: &str = "byrnie.dev/allow-shared-process-namespace";
 
 /// Annotation that the injector leaves on a pod: the version that injected it.
 pub const INJECTED: &str = "byrnie.dev/injected";
@@ -105,19 +111,36 @@ pub const OSM_MONITORED_BY: &str = "openservicemesh.io/monitored-by";
 /// OSM's: annotation of a namespace or pod, `enabled` or `disabled`.
 pub const OSM_INJECTION: &str = "openservicemesh.io/sidecar-injection";
 
+/// OSM's: annotation of a pod, read as [`EXCLUDE_INBOUND_PORTS`] is.
+pub const OSM_EXCLUDE_INBOUND_PORTS: &str = "openservicemesh.io/inbound-port-exclusion-list";
+
+/// OSM's: annotation of a pod, read as [`EXCLUDE_OUTBOUND_PORTS`] is.
+pub const OSM_EXCLUDE_OUTBOUND_PORTS: &str = "openservicemesh.io/outbound-port-exclusion-list";
+
+/// OSM's: annotation of a pod, read as [`EXCLUDE_OUTBOUND_CIDRS`] is.
+pub const OSM_EXCLUDE_OUTBOUND_CIDRS: &str = "openservicemesh.io/outbound-ip-range-exclusion-list";
+
+/// OSM's: annotation of a pod that would leave everything else uncaptured. It is not followed: it could only open.
+pub const OSM_INCLUDE_OUTBOUND_CIDRS: &str = "openservicemesh.io/outbound-ip-range-inclusion-list";
+
 /// The audience to which the ServiceAccount token of a proxy is bound.
 pub const TOKEN_AUDIENCE: &str = "byrnie.dev/ca";
 
 /// The namespace of Byrnie's own workloads.
 pub const SYSTEM_NAMESPACE: &str = "byrnie-system";
 
-/// Whether a namespace with these labels is in the mesh.
-///
-/// `kube-system` and Byrnie's own namespace never are: what they run must come up before any proxy can.
-pub fn is_enrolled(namespace: &str, labels: &BTreeMap<String, String>) -> bool {
-    namespace != "kube-system"
-        && namespace != SYSTEM_NAMESPACE
-        && labels.get(MESH).is_some_and(|value| value == MESH_ENABLED)
+/// The namespaces that are never in the mesh: what they run must come up before any proxy can.
+pub const NEVER_ENROLLED: [&str; 2] = ["kube-system", SYSTEM_NAMESPACE];
+
+/// Whether a namespace with these labels is in the mesh: by [`MESH`], or by [`OSM_MONITORED_BY`] with one of the
+/// `adopted_meshes` (`MeshSettings::adopted_meshes`). Those of [`NEVER_ENROLLED`] never are.
+pub fn is_enrolled(namespace: &str, labels: &BTreeMap<String, String>, adopted_meshes: &[String]) -> bool {
+    let says_so = match labels.get(MESH).map(String::as_str) {
+        Some(MESH_ENABLED) => true,
+        Some(MESH_DISABLED) => false,
+        _ => labels.get(OSM_MONITORED_BY).is_some_and(|name| adopted_meshes.contains(name)),
+    };
+    says_so && !NEVER_ENROLLED.contains(&namespace)
 }
 
 /// Whether a pod of an enrolled namespace is to have a proxy.
@@ -135,15 +158,28 @@ mod tests {
 
     #[test]
     fn a_namespace_is_enrolled_by_its_label_and_by_that_value_only() {
-        assert!(is_enrolled("shop", &one(MESH, "enabled")));
-        assert!(!is_enrolled("shop", &one(MESH, "disabled")));
-        assert!(!is_enrolled("shop", &BTreeMap::new()));
+        assert!(is_enrolled("shop", &one(MESH, "enabled"), &[]));
+        assert!(!is_enrolled("shop", &one(MESH, "disabled"), &[]));
+        assert!(!is_enrolled("shop", &BTreeMap::new(), &[]));
+    }
+
+    #[test]
+    fn another_meshs_label_enrols_where_that_mesh_is_adopted() {
+        let adopted = ["osm".to_owned()];
+        assert!(is_enrolled("shop", &one(OSM_MONITORED_BY, "osm"), &adopted));
+        assert!(!is_enrolled("shop", &one(OSM_MONITORED_BY, "osm-2"), &adopted));
+        assert!(!is_enrolled("shop", &one(OSM_MONITORED_BY, "osm"), &[]));
+        let mut ignored = one(OSM_MONITORED_BY, "osm");
+        ignored.insert(MESH.to_owned(), MESH_DISABLED.to_owned());
+        assert!(!is_enrolled("shop", &ignored, &adopted));
     }
 
     #[test]
     fn the_namespaces_that_bring_the_mesh_up_are_never_enrolled() {
-        assert!(!is_enrolled("kube-system", &one(MESH, "enabled")));
-        assert!(!is_enrolled(SYSTEM_NAMESPACE, &one(MESH, "enabled")));
+        for namespace in NEVER_ENROLLED {
+            assert!(!is_enrolled(namespace, &one(MESH, "enabled"), &[]));
+            assert!(!is_enrolled(namespace, &one(OSM_MONITORED_BY, "osm"), &["osm".to_owned()]));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod capture;
 mod compile;
 mod egress_policy;
 mod ingress_policy;
+mod injection;
 pub mod labels;
 mod mesh_config;
 mod mtls_policy;
@@ -18,6 +19,7 @@ mod object;
 mod problem;
 mod schema;
 mod selector;
+mod sidecar;
 mod status;
 mod syntax;
 
@@ -28,13 +30,15 @@ pub use capture::CaptureExclusions;
 pub use compile::{Workload, compile};
 pub use egress_policy::{Destination, EgressPolicy, EgressPolicySpec};
 pub use ingress_policy::{IngressPolicy, IngressPolicySpec};
+pub use injection::{Injection, injection};
 pub use mesh_config::{
     DEFAULT_TRUST_DOMAIN, IngressCertificate, MESH_CONFIG_NAME, MeshAuthorization, MeshConfig, MeshConfigSpec,
-    MeshEgress, MeshMtls, MeshNetworks, MeshSettings,
+    MeshEgress, MeshMtls, MeshNetworks, MeshResources, MeshSettings, MeshSidecar, SidecarExclusions, SidecarResources,
 };
 pub use mtls_policy::{MtlsMode, MtlsPolicy, MtlsPolicySpec};
 pub use object::{GROUP, Kind, Object, RefusedPolicy, VERSION, is_ours, parse};
-pub use problem::{NOT_SUPPORTED_YET, ParseError, Problem};
+pub use problem::{NOT_SUPPORTED_YET, ParseError, Problem, quote};
 pub use schema::crds;
 pub use selector::Selector;
+pub use sidecar::{ImageReference, LogLevel, Quantity, ResourceSettings, Resources, SidecarSettings};
 pub use status::{ACCEPTED, Condition, Status};

@@ -1,5 +1,7 @@
 //! `MeshConfig`: what holds for the whole mesh.
 
+mod sidecar;
+
 use std::time::Duration;
 
 use byrnie_identity::{SpiffeId, TrustDomain};
@@ -10,12 +12,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::problem::quote;
-use crate::{Action, MtlsMode, Problem, Status, labels, syntax};
+use crate::{Action, MtlsMode, Problem, SidecarSettings, Status, labels, syntax};
+pub use sidecar::{MeshResources, MeshSidecar, SidecarExclusions, SidecarResources};
 
 /// The name of the one `MeshConfig`.
 pub const MESH_CONFIG_NAME: &str = "default";
 
 /// What holds for the whole mesh. There is one, named `default`; what it leaves out has the default named there.
+#[allow(clippy::duplicated_attributes, reason = "every column has its own type")]
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "byrnie.dev",
@@ -74,6 +78,12 @@ pub struct MeshConfigSpec {
     /// Client certificates to issue to ingress controllers, which are outside of the mesh.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ingress_certificates: Vec<IngressCertificate>,
+    /// How the proxies are run; a pod's annotations change it for that pod. Taken up by pods made from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sidecar: Option<Box<MeshSidecar>>,
+    /// Names of Open Service Meshes whose namespaces (label `openservicemesh.io/monitored-by`) this mesh takes over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adopted_meshes: Vec<String>,
 }
 
 /// What holds for mutual TLS in the whole mesh.
@@ -151,6 +161,10 @@ pub struct MeshSettings {
     pub pod_cidrs: Vec<IpNet>,
     /// Identities outside of the mesh that get a client certificate.
     pub ingress_certificates: Vec<IngressCertificate>,
+    /// How the proxies are run.
+    pub sidecar: SidecarSettings,
+    /// Names of Open Service Meshes whose namespaces this mesh takes over.
+    pub adopted_meshes: Vec<String>,
 }
 
 impl Default for MeshSettings {
@@ -165,6 +179,8 @@ impl Default for MeshSettings {
             service_cidrs: Vec::new(),
             pod_cidrs: Vec::new(),
             ingress_certificates: Vec::new(),
+            sidecar: MeshSidecar::default().settings(&mut Vec::new()),
+            adopted_meshes: Vec::new(),
         }
     }
 }
@@ -201,6 +217,13 @@ impl MeshConfigSpec {
                 problems.push(Problem::new(path, "a Secret that no other entry of the namespace names", found));
             }
         }
+        let sidecar = self.sidecar.clone().unwrap_or_default().settings(&mut problems);
+        for (index, name) in self.adopted_meshes.iter().enumerate() {
+            let path = format!("spec.adoptedMeshes[{index}]");
+            if syntax::label_value(&path, name, &mut problems) && name.is_empty() {
+                problems.push(Problem::new(path, "the name of a mesh, such as `osm`", "an empty text"));
+            }
+        }
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -216,6 +239,8 @@ impl MeshConfigSpec {
             service_cidrs,
             pod_cidrs,
             ingress_certificates: self.ingress_certificates.clone(),
+            sidecar,
+            adopted_meshes: self.adopted_meshes.clone(),
         })
     }
 }

@@ -6,9 +6,8 @@ mod kubernetes;
 
 use std::path::PathBuf;
 
-use byrnie_redirect::Exempt;
+use byrnie_redirect::command::CaptureCommand;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use ipnet::IpNet;
 
 use crate::output::Format;
 pub use hidden::{App, HttpApp, IngressApp};
@@ -102,7 +101,7 @@ pub enum Command {
     Proxy(ProxyCommand),
     /// Traffic capture in the network namespace that this command runs in (needs CAP_NET_ADMIN there).
     #[command(subcommand)]
-    Capture(CaptureCommand),
+    Capture(CaptureCommand<ListArgs>),
     /// Join tokens: the first credential of a proxy outside of Kubernetes.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -264,46 +263,6 @@ pub enum ProxyCommand {
         /// `namespace/name` of the workload.
         workload: String,
     },
-}
-
-/// `byrnie capture …`
-#[derive(Debug, Subcommand)]
-pub enum CaptureCommand {
-    /// Send this namespace's TCP connections to the proxy's ports. Applying the same again changes nothing.
-    Apply(CaptureArgs),
-    /// Take the rules away.
-    Remove,
-    /// The rules as the kernel has them, with what they have caught.
-    Show(ListArgs),
-}
-
-/// What to capture.
-#[derive(Debug, ClapArgs)]
-pub struct CaptureArgs {
-    /// Whose connections pass by, the proxy's own: `uid`, `uid:NUMBER`, `mark` or `mark:NUMBER`.
-    #[arg(long, value_name = "WHO", default_value = "uid")]
-    pub exempt: Exempt,
-    /// The proxy's port for what leaves the pod.
-    #[arg(long, value_name = "PORT", default_value_t = 15001)]
-    pub outbound_port: u16,
-    /// The proxy's port for what enters the pod.
-    #[arg(long, value_name = "PORT", default_value_t = 15003)]
-    pub inbound_port: u16,
-    /// Ports of the pod that stay reachable without the proxy (comma-separated).
-    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
-    pub exclude_inbound_ports: Vec<u16>,
-    /// Ports of others that are dialled without the proxy (comma-separated).
-    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
-    pub exclude_outbound_ports: Vec<u16>,
-    /// Networks that are dialled without the proxy (comma-separated).
-    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
-    pub exclude_outbound_cidrs: Vec<IpNet>,
-    /// UIDs whose connections go out without the proxy (comma-separated).
-    #[arg(long, value_name = "UIDS", value_delimiter = ',')]
-    pub exclude_uids: Vec<u32>,
-    /// Interfaces on which nothing is captured (comma-separated).
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    pub exclude_interfaces: Vec<String>,
 }
 
 /// `byrnie token …`

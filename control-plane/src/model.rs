@@ -194,7 +194,7 @@ impl<'a> Builder<'a> {
         let enrolled = BTreeMap::from([(labels::MESH.to_owned(), labels::MESH_ENABLED.to_owned())]);
         let unreadable = self.objects.problems.iter().filter(|problem| problem.is_about("Namespace"));
         for key in unreadable.filter_map(|problem| problem.object.as_ref()) {
-            if !self.objects.items.contains_key(key) && labels::is_enrolled(&key.name, &enrolled) {
+            if !self.objects.items.contains_key(key) && labels::is_enrolled(&key.name, &enrolled, &[]) {
                 self.enrolled.insert(key.name.clone());
             }
         }
@@ -204,7 +204,7 @@ impl<'a> Builder<'a> {
         let taken = match &*stored.object {
             Object::Namespace(namespace) => {
                 let labels = namespace.metadata.labels.clone().unwrap_or_default();
-                if labels::is_enrolled(&key.name, &labels) {
+                if labels::is_enrolled(&key.name, &labels, &self.settings.adopted_meshes) {
                     self.enrolled.insert(key.name.clone());
                 }
                 Ok(Vec::new())

@@ -1,10 +1,11 @@
 //! The rustls configurations of the mesh. Built once per SVID, never per connection.
 //!
-//! In all of them: certificates are judged by [`SvidVerifier`] alone, session resumption is off on both sides (a
+//! In all of them but the one for HTTPS probes ([`probe_client_config`]): certificates are judged by [`SvidVerifier`] alone, session resumption is off on both sides (a
 //! resumed handshake skips certificate verification), no tickets, no early data, hybrid post-quantum key exchange
 //! first. Between proxies, and to the control plane, only TLS 1.3; TLS 1.2 exists on the legs of ingresses alone.
 
 mod facts;
+mod unverified;
 mod verifiers;
 
 use std::sync::{Arc, LazyLock};
@@ -23,6 +24,7 @@ use rustls::{
 use crate::svid::Svid;
 use crate::verifier::{PeerIdentity, SvidVerifier, VerifyCause, VerifyError};
 pub use facts::TlsFacts;
+pub use unverified::probe_client_config;
 use verifiers::{ClientVerifier, NameRule, ServerVerifier};
 
 /// The tunnel protocol between two proxies.

@@ -10,6 +10,15 @@ pub mod mesh {
     }
 }
 
+/// The standard health service of gRPC, which probes ask.
+pub mod health {
+    /// Version 1.
+    #[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::indexing_slicing)]
+    pub mod v1 {
+        tonic::include_proto!("grpc.health.v1");
+    }
+}
+
 /// What the kubelet asks of a pod, performed by its proxy.
 pub mod probes;
 

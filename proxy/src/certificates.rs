@@ -21,6 +21,7 @@ mod backoff;
 mod certify;
 mod maintain;
 mod state;
+pub(crate) mod token;
 
 pub(crate) use backoff::Backoff;
 pub use maintain::maintain;

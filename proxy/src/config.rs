@@ -4,17 +4,19 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use byrnie_identity::TrustDomain;
+use byrnie_proto::probes::Probes;
 use byrnie_redirect::Exempt;
+use byrnie_redirect::command::CaptureCommand;
 use clap::{Args, Parser, Subcommand};
 
 mod check;
 
-use check::{Check, access_log};
+use check::{Check, access_log, credential, own_directory};
 
 /// The command line of `byrnie-proxy`.
 #[derive(Debug, Parser)]
@@ -23,7 +25,8 @@ use check::{Check, access_log};
     version,
     about = "The sidecar proxy of the Byrnie service mesh",
     long_about = "The sidecar proxy of the Byrnie service mesh.\n\n\
-        Runs beside one application, in the same network namespace. Capture (`byrnie capture apply`) brings it every \
+        Runs beside one application, in the same network namespace. Capture (`byrnie-proxy capture apply`, or \
+        `byrnie capture apply`) brings it every \
         TCP connection that the application opens or receives; between two pods of the mesh it carries them in \
         mutually authenticated TLS. It makes its own private key, which never leaves the machine, and gets its \
         certificate from the control plane.",
@@ -56,6 +59,24 @@ pub enum Command {
     /// Dials the address that only capture can answer, as an application would; exit 0: captured, 1: not.
     #[command(hide = true)]
     ProveCapture,
+    /// Traffic capture in the network namespace that this runs in (needs CAP_NET_ADMIN there); as `byrnie capture`.
+    #[command(subcommand)]
+    Capture(CaptureCommand<NoOptions>),
+    /// Asks the proxy that runs to drain, and returns when it has begun: it tells its peers, is not ready any more, and
+    /// goes on carrying connections until SIGTERM. A proxy that is gone already is no error.
+    Drain(DrainArgs),
+}
+
+/// For a command without choices.
+#[derive(Debug, Args)]
+pub struct NoOptions {}
+
+/// `byrnie-proxy drain`.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// The proxy's Unix socket.
+    #[arg(long, value_name = "PATH")]
+    pub admin_socket: PathBuf,
 }
 
 /// The options of the proxy as they were typed; [`Config::try_from`] checks them.
@@ -73,7 +94,12 @@ pub struct Options {
     /// File with the token that gets the first certificate; good for one key, so it may be gone afterwards.
     #[arg(long, value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
-    /// Directory for the private key and certificate; made with mode 0700, its files with 0600.
+    /// File with the ServiceAccount token that Kubernetes projects into the pod (audience `byrnie.dev/ca`); read anew at
+    /// every use, because the kubelet replaces it.
+    #[arg(long, value_name = "FILE", conflicts_with = "join_token_file")]
+    pub service_account_token_file: Option<PathBuf>,
+    /// Directory for the private key and certificate; made with mode 0700, its files with 0600. In one that belongs to
+    /// somebody else (an emptyDir of Kubernetes) the proxy makes `proxy` for itself.
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
     /// How capture tells the proxy's own connections from the application's: `uid`, `uid:NUMBER`, `mark` or
@@ -98,7 +124,7 @@ pub struct Options {
     /// Prometheus metrics; a port alone means every address.
     #[arg(long, value_name = "ADDR|PORT", default_value = "15010")]
     pub metrics_listen: String,
-    /// Health: /healthz/ready and /healthz/live; a port alone means every address.
+    /// Health: /healthz/ready and /healthz/live, and /probe/CONTAINER/KIND; a port alone means every address.
     #[arg(long, value_name = "ADDR|PORT", default_value = "15021")]
     pub health_listen: String,
     /// What is logged to standard error: `error`, `warn`, `info`, `debug`, `trace`, or tracing's filter syntax.
@@ -114,6 +140,10 @@ pub struct Options {
     /// sees to it itself; with `--exempt uid` someone else must run `byrnie-proxy prove-capture` in the pod.
     #[arg(long, value_name = "BOOL", default_value = "false")]
     pub require_application_proof: String,
+    /// The kubelet's probes that the proxy performs, as the injector writes them; asked for at /probe/CONTAINER/KIND of
+    /// --health-listen.
+    #[arg(long, value_name = "JSON", env = "BYRNIE_PROBES", hide_env_values = true)]
+    pub probes: Option<String>,
     /// How long open connections may go on after SIGTERM, such as `30s`, `5m` or `1h`.
     #[arg(long, value_name = "TIME", default_value = "30s")]
     pub drain_timeout: String,
@@ -128,9 +158,9 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// PEM file against which the control plane must prove itself the first time.
     pub trust_bundle: PathBuf,
-    /// File with the join token; `None`: only an SVID in the state directory can start this proxy.
-    pub join_token_file: Option<PathBuf>,
-    /// Directory for key and chain.
+    /// What proves who this proxy is before it holds an SVID.
+    pub credential: CredentialFile,
+    /// Directory for key and chain, the proxy's own.
     pub state: PathBuf,
     /// How capture tells the proxy's own connections from the application's. Sockets of the proxy that dial get the
     /// mark where it is one.
@@ -149,6 +179,8 @@ pub struct Config {
     pub require_capture_proof: bool,
     /// Ready only once an application's connection was seen to be captured.
     pub require_application_proof: bool,
+    /// The kubelet's probes that the proxy performs.
+    pub probes: Probes,
     /// How long open connections may go on after SIGTERM.
     pub drain_timeout: Duration,
 }
@@ -184,6 +216,27 @@ impl Listen {
     pub fn is_own_port(&self, port: u16) -> bool {
         let others = self.metrics.iter().chain(&self.health).chain([&self.admin]);
         port == self.outbound_port || port == self.inbound_port || others.into_iter().any(|other| other.port() == port)
+    }
+}
+
+/// The credential of a proxy that holds no SVID.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CredentialFile {
+    /// There is none: only an SVID in the state directory can start this proxy.
+    None,
+    /// A join token, good for one key.
+    JoinToken(PathBuf),
+    /// The pod's ServiceAccount token, which Kubernetes replaces while the pod runs.
+    ServiceAccountToken(PathBuf),
+}
+
+impl CredentialFile {
+    /// The file, where there is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::None => None,
+            Self::JoinToken(path) | Self::ServiceAccountToken(path) => Some(path),
+        }
     }
 }
 
@@ -274,7 +327,7 @@ impl TryFrom<Options> for Config {
             control_plane: check.control_plane(options.control_plane),
             trust_domain: check.trust_domain(&options.trust_domain),
             trust_bundle: check.trust_bundle(options.trust_bundle),
-            join_token_file: options.join_token_file,
+            credential: credential(options.join_token_file, options.service_account_token_file),
             exempt: check.exempt(&options.exempt),
             workers: check.workers(&options.workers),
             admin_socket: check.socket(options.admin_socket.unwrap_or_else(|| state.join("admin.sock"))),
@@ -289,11 +342,12 @@ impl TryFrom<Options> for Config {
             access_log: access_log(&options.access_log),
             require_capture_proof: check.truth("--require-capture-proof", &options.require_capture_proof),
             require_application_proof: check.truth("--require-application-proof", &options.require_application_proof),
+            probes: check.probes(options.probes.as_deref()),
             drain_timeout: check.time("--drain-timeout", &options.drain_timeout),
-            state,
+            state: own_directory(state),
         };
         check.distinct_ports(&config.listen);
-        check.join_token(config.join_token_file.as_deref(), &config.state);
+        check.credential(&config.credential, &config.state);
         if check.0.is_empty() { Ok(config) } else { Err(ConfigErrors(check.0)) }
     }
 }

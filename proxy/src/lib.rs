@@ -2,6 +2,7 @@
 //! mesh into a stream of a mutually authenticated tunnel. Three groups of modules: what every part needs, the data path, and
 //! what keeps it supplied and tells of it.
 
+pub mod commands;
 pub mod config;
 pub mod limits;
 mod random;
@@ -20,6 +21,7 @@ pub mod certificates;
 pub mod control;
 pub mod discovery;
 pub mod model;
+pub mod probes;
 pub mod readiness;
 pub mod run;
 pub mod telemetry;

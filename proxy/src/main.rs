@@ -16,5 +16,5 @@ fn main() -> ExitCode {
         report(panic);
         std::process::abort();
     }));
-    byrnie_proxy::run::main(CommandLine::parse())
+    byrnie_proxy::commands::main(CommandLine::parse())
 }

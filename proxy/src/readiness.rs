@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use byrnie_redirect::{
-    CANARY_APPLICATION_PORT, CANARY_PROXY_PORT, CANARY_V4, CANARY_V6, Exempt, OriginalDestination, set_mark,
+    CANARY_APPLICATION_PORT, CANARY_GREETING, CANARY_PROXY_PORT, CANARY_V4, CANARY_V6, Exempt, OriginalDestination,
+    set_mark,
 };
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,8 +38,6 @@ struct Capture {
     failure: Option<String>,
 }
 
-/// Begins the line with which a proxy answers the canary.
-const GREETING: &str = "byrnie-canary ";
 /// Longer than any greeting.
 const MAX_GREETING: u64 = 64;
 /// How often the canary is dialled while it comes back.
@@ -61,7 +60,7 @@ impl Readiness {
     pub fn new() -> Self {
         // Without a random source the greeting is still this program's, only not this process's.
         let nonce = crate::random::hex::<16>();
-        Self(Arc::new(Inner { greeting: format!("{GREETING}{nonce}\n"), capture: Mutex::default() }))
+        Self(Arc::new(Inner { greeting: format!("{CANARY_GREETING}{nonce}\n"), capture: Mutex::default() }))
     }
 
     /// Whether a captured connection was meant for the canary. It is answered by [`Self::answer_canary`] and never
@@ -203,7 +202,7 @@ async fn prove_once(shared: &Shared) -> Result<(), String> {
 fn check(expected: &str, found: &str) -> Result<(), String> {
     match found {
         _ if found == expected => Ok(()),
-        _ if found.starts_with(GREETING) => Err("another proxy answered the canary".to_owned()),
+        _ if found.starts_with(CANARY_GREETING) => Err("another proxy answered the canary".to_owned()),
         _ => Err("something that is no proxy answered the canary".to_owned()),
     }
 }
@@ -214,7 +213,11 @@ fn check(expected: &str, found: &str) -> Result<(), String> {
 /// Why it is not captured.
 pub async fn prove_as_application() -> Result<(), String> {
     let found = dial(CANARY_APPLICATION_PORT, None).await?;
-    if found.starts_with(GREETING) { Ok(()) } else { Err("something that is no proxy answered the canary".to_owned()) }
+    if found.starts_with(CANARY_GREETING) {
+        Ok(())
+    } else {
+        Err("something that is no proxy answered the canary".to_owned())
+    }
 }
 
 /// Dials the canary over IPv4, and over IPv6 where this network namespace has no way out over IPv4.

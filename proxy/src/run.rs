@@ -4,7 +4,6 @@
 //! on one core. The first worker also runs what the process needs once.
 
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use listeners::Listeners;
 
 use crate::admin::{self, Administration, Door};
 use crate::certificates::{self, Certificates, StateError};
-use crate::config::{AccessLog, Command, CommandLine, Config, ConfigErrors, Options};
+use crate::config::{AccessLog, Config, ConfigErrors, Options};
 use crate::control::{self, Control};
 use crate::discovery::{self, Discovery};
 use crate::readiness::{self, Readiness};
@@ -86,31 +85,6 @@ impl RunError {
             Self::Config(_) => 2,
             Self::Start(problems) if problems.iter().any(|problem| !matches!(problem, Problem::Listen(_))) => 2,
             Self::Start(_) | Self::System(_) => 1,
-        }
-    }
-}
-
-/// What the binary does.
-pub fn main(line: CommandLine) -> ExitCode {
-    let result = match line.command {
-        Some(Command::ProveCapture) => prove_capture(),
-        None => run(line.options).map(|()| ExitCode::SUCCESS),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("byrnie-proxy: {error}");
-        ExitCode::from(error.exit_code())
-    })
-}
-
-fn prove_capture() -> Result<ExitCode, RunError> {
-    match runtime()?.block_on(readiness::prove_as_application()) {
-        Ok(()) => {
-            println!("captured");
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(reason) => {
-            println!("not captured: {reason}");
-            Ok(ExitCode::FAILURE)
         }
     }
 }
@@ -198,7 +172,7 @@ fn start(shared: &Arc<Shared>, log_level: logging::LogLevel, listeners: Listener
     }
     runtime()?.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let administration = Arc::new(Administration { shared: Arc::clone(shared), log_level });
+        let administration = Arc::new(Administration::new(Arc::clone(shared), log_level));
         background(shared);
         for (door, listeners) in [(Door::Status, admin), (Door::Metrics, metrics), (Door::Health, health)] {
             for listener in listeners {
@@ -295,7 +269,7 @@ async fn drained(open: impl Fn() -> u64, timeout: Duration) {
     }
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 

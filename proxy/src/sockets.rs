@@ -38,6 +38,14 @@ impl ConnectError {
 /// Connects as the proxy: past capture, without delay of small writes, and with keepalive, so that a peer that vanished
 /// is found within half a minute.
 pub(crate) async fn connect(address: SocketAddr, exempt: Exempt) -> Result<TcpStream, ConnectError> {
+    match tokio::time::timeout(CONNECT, connect_without_limit(address, exempt)).await {
+        Err(_) => Err(ConnectError::Timeout(address, CONNECT)),
+        Ok(result) => result,
+    }
+}
+
+/// The same for a caller that bounds it.
+pub(crate) async fn connect_without_limit(address: SocketAddr, exempt: Exempt) -> Result<TcpStream, ConnectError> {
     let failed = |error| ConnectError::Failed(address, error);
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).map_err(failed)?;
     socket.set_nonblocking(true).map_err(failed)?;
@@ -45,11 +53,10 @@ pub(crate) async fn connect(address: SocketAddr, exempt: Exempt) -> Result<TcpSt
         set_mark(&socket, mark).map_err(failed)?;
     }
     let socket = TcpSocket::from_std_stream(socket.into());
-    match tokio::time::timeout(CONNECT, socket.connect(address)).await {
-        Err(_) => Err(ConnectError::Timeout(address, CONNECT)),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(ConnectError::Refused(address)),
-        Ok(Err(error)) => Err(failed(error)),
-        Ok(Ok(stream)) => {
+    match socket.connect(address).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(ConnectError::Refused(address)),
+        Err(error) => Err(failed(error)),
+        Ok(stream) => {
             tune(&stream);
             Ok(stream)
         }

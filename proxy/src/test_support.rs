@@ -67,9 +67,8 @@ impl TestMesh {
             "--trust-bundle",
             bundle.to_str().unwrap(),
         ]);
-        let mut options = line.options;
+        let options = line.options;
         self.svid(service_account, Duration::from_secs(3600)).save(&directory).unwrap();
-        options.join_token_file = None;
         let config = Config::try_from(options).unwrap();
         let certificates = Certificates::open(&config, self.clock.clone()).unwrap();
         let telemetry = Telemetry::new(&config.access_log, self.clock.clone()).unwrap();

@@ -208,3 +208,52 @@ fn without_capture_the_proof_says_so_and_ends_with_1() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("not captured: "));
 }
+
+#[test]
+fn drain_returns_when_the_proxy_drains_and_a_proxy_that_is_gone_is_no_failure() {
+    let files = Files::new();
+    let ports = free_ports();
+    let drain = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_byrnie-proxy"));
+        let output = command.args(["drain", "--admin-socket", &files.path("state/admin.sock")]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(drain().contains("nothing to drain"));
+    let mut running = start(&mut files.proxy(&ports), ports[4]);
+    assert_eq!(drain(), "the proxy drains\n");
+    assert!(get(ports[4], "/healthz/ready").contains("the proxy is draining"));
+    // It goes on until it is told to end.
+    assert!(running.0.try_wait().unwrap().is_none());
+    running.0.kill().unwrap();
+    running.0.wait().unwrap();
+    // A socket that a killed proxy left behind.
+    assert!(drain().contains("nothing to drain"));
+}
+
+#[test]
+fn drain_does_not_take_something_else_for_a_proxy() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("other.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let other = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]);
+        stream.write_all(b"SSH-2.0-other\r\n").unwrap();
+    });
+    let mut command = Command::new(env!("CARGO_BIN_EXE_byrnie-proxy"));
+    let output = command.arg("drain").arg("--admin-socket").arg(&socket).output().unwrap();
+    other.join().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("expected a proxy that drains, found \"SSH-2.0-other\""), "{}", text(&output));
+}
+
+#[test]
+fn probes_that_can_not_be_read_are_named_with_their_place() {
+    let files = Files::new();
+    let wrong = r#"{"web/liveness": {"action": {"exec": {}}, "timeoutSeconds": 1}}"#;
+    let output = files.proxy(&free_ports()).env("BYRNIE_PROBES", wrong).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let text = text(&output);
+    assert!(text.contains("\n  BYRNIE_PROBES: expected") && text.contains("exec"), "{text}");
+}

@@ -5,6 +5,8 @@
 //! takes it out again. Everything works on the network namespace of the
 //! *calling thread*; whoever wants another one enters it first.
 //!
+//! [`command`] is that on a command line, and [`prove`] sees it work.
+//!
 //! The crate also holds the socket calls that capture needs on the other
 //! side: where a redirected connection wanted to go ([`original_dst`]), the
 //! mark that exempts the proxy's own connections ([`set_mark`]), and what
@@ -12,9 +14,11 @@
 //! to them, [`stalled_peers`] while something is.
 
 mod capture;
+pub mod command;
 mod config;
 mod nftables;
 mod original_dst;
+mod proof;
 mod rules;
 mod socket;
 mod stalled;
@@ -24,9 +28,10 @@ pub use capture::{Applied, Capture, CaptureError, Removed};
 pub use config::{CaptureConfig, Exempt, InvalidConfig, PROXY_MARK, PROXY_UID, Problem, UnknownExempt};
 pub use nftables::NfTables;
 pub use original_dst::{NotRedirected, OriginalDestination, original_dst};
+pub use proof::{ProofError, prove};
 pub use rules::{
-    APPLICATIONS_ZONE, Action, CANARY_APPLICATION_PORT, CANARY_PROXY_PORT, CANARY_V4, CANARY_V6, HEALTH_PORT, Hook,
-    METRICS_PORT, Match, Purpose, Rule, RuleSet,
+    APPLICATIONS_ZONE, Action, CANARY_APPLICATION_PORT, CANARY_GREETING, CANARY_PROXY_PORT, CANARY_V4, CANARY_V6,
+    HEALTH_PORT, Hook, METRICS_PORT, Match, Purpose, Rule, RuleSet,
 };
 pub use socket::{KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, set_keepalive, set_mark};
 pub use stalled::{Leg, SocketsUnreadable, stalled_peers};

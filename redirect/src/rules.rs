@@ -38,6 +38,9 @@ pub const CANARY_APPLICATION_PORT: u16 = 1;
 /// its rules still work.
 pub const CANARY_PROXY_PORT: u16 = 2;
 
+/// Begins the line with which a proxy answers the canary.
+pub const CANARY_GREETING: &str = "byrnie-canary ";
+
 /// Inbound port of the proxy that is never captured: metrics.
 pub const METRICS_PORT: u16 = 15010;
 

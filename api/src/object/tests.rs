@@ -28,6 +28,15 @@ fn one_object_of_each_kind_with_every_field_is_taken() {
                 "trustDomain": "example.org", "svidTtl": "1h", "mtls": {"floor": "Strict"}, "authorization": {"default": "Deny"},
                 "egress": {"default": "Allow"}, "networks": {"serviceCIDRs": ["10.96.0.0/12"], "podCIDRs": ["10.0.0.0/16", "fd00::/64"]},
                 "ingressCertificates": [{"namespace": "ingress", "serviceAccount": "nginx"}],
+                "sidecar": {
+                    "image": "registry.example/byrnie/proxy:1", "logLevel": "debug",
+                    "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}},
+                    "exclude": {
+                        "inboundPorts": [9090], "outboundPorts": [53], "outboundCIDRs": ["203.0.113.0/24"], "uids": [0],
+                        "interfaces": ["eth1"],
+                    },
+                },
+                "adoptedMeshes": ["osm"],
             }),
         ),
         object(

@@ -99,7 +99,7 @@ fn a_field_of_a_later_version_and_a_typing_error_are_told_apart() {
 #[test]
 fn every_field_that_the_design_names_for_later_is_refused_as_not_supported_yet() {
     let later = [
-        (Kind::MeshConfig, json!({"tls": {}, "otherProtocols": "deny", "telemetry": {}, "sidecar": {}})),
+        (Kind::MeshConfig, json!({"tls": {}, "otherProtocols": "deny", "telemetry": {}, "tracing": {}})),
         (Kind::MtlsPolicy, json!({"mode": "Strict", "selector": {"matchExpressions": []}})),
         (
             Kind::AuthorizationPolicy,

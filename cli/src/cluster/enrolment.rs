@@ -6,6 +6,7 @@ mod mend;
 use std::collections::BTreeMap;
 
 use byrnie_api::labels::{MESH, MESH_DISABLED, is_enrolled};
+use byrnie_api::{MESH_CONFIG_NAME, MeshConfig, MeshSettings};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
@@ -48,6 +49,7 @@ impl Cluster {
     /// # Errors
     /// The API server does not answer, or refuses.
     pub async fn enrolments(&self) -> Result<Vec<Enrolment>, Failure> {
+        let adopted = self.settings().await?.adopted_meshes;
         let api: Api<Namespace> = Api::all(self.client());
         let namespaces = self.list("list namespaces", &api, &ListParams::default()).await?;
         let pods = self.pods(None).await?;
@@ -59,7 +61,7 @@ impl Cluster {
             let name = namespace.name_any();
             let Count { meshed, unmeshed, outside } = counts.get(&name).copied().unwrap_or_default();
             Enrolment {
-                enrolled: is_enrolled(&name, namespace.labels()),
+                enrolled: is_enrolled(&name, namespace.labels(), &adopted),
                 ignored: namespace.labels().get(MESH).is_some_and(|value| value == MESH_DISABLED),
                 namespace: name,
                 meshed,
@@ -70,14 +72,26 @@ impl Cluster {
         Ok(described.collect())
     }
 
+    /// The MeshConfig, with every default in its place; the defaults where there is none, or none that can be read.
+    ///
+    /// # Errors
+    /// The API server does not answer, or refuses.
+    pub async fn settings(&self) -> Result<MeshSettings, Failure> {
+        let api: Api<MeshConfig> = Api::all(self.client());
+        // Where our kinds are not defined there is none either.
+        let found = self.call("get the MeshConfig", api.get_opt(MESH_CONFIG_NAME)).await?;
+        Ok(found.and_then(|found| found.spec.settings().ok()).unwrap_or_default())
+    }
+
     /// The names of all enrolled namespaces.
     ///
     /// # Errors
     /// The API server does not answer, or refuses.
     pub async fn enrolled(&self) -> Result<Vec<String>, Failure> {
+        let adopted = self.settings().await?.adopted_meshes;
         let api: Api<Namespace> = Api::all(self.client());
         let all = self.list("list namespaces", &api, &ListParams::default()).await?;
-        let enrolled = all.iter().filter(|each| is_enrolled(&each.name_any(), each.labels()));
+        let enrolled = all.iter().filter(|each| is_enrolled(&each.name_any(), each.labels(), &adopted));
         Ok(enrolled.map(ResourceExt::name_any).collect())
     }
 }

@@ -1,9 +1,10 @@
 //! `byrnie capture …`: the rules of the network namespace that the command runs in.
 
-use byrnie_redirect::{Applied, Capture, CaptureConfig, CaptureError, NfTables, Removed, ShownBody, ShownRule};
+use byrnie_redirect::command::{self, CaptureCommand, CommandError, Done};
+use byrnie_redirect::{CaptureError, ShownBody, ShownRule};
 use serde::Serialize;
 
-use crate::args::{CaptureArgs, CaptureCommand};
+use crate::args::ListArgs;
 use crate::failure::{Exit, Failure};
 use crate::output::{Cell, Row, print_list};
 
@@ -15,19 +16,10 @@ struct RuleView {
     bytes: u64,
 }
 
-pub(super) fn run(command: CaptureCommand) -> Result<Exit, Failure> {
-    let capture = NfTables;
-    match command {
-        CaptureCommand::Apply(args) => match capture.apply(&config(args)).map_err(failure)? {
-            Applied::Changed => anstream::println!("capture is in place"),
-            Applied::Unchanged => anstream::println!("capture was in place already; nothing changed"),
-        },
-        CaptureCommand::Remove => match capture.remove().map_err(failure)? {
-            Removed::Removed => anstream::println!("capture is gone"),
-            Removed::NothingThere => anstream::println!("there was no capture"),
-        },
-        CaptureCommand::Show(args) => {
-            let state = capture.show().map_err(failure)?;
+pub(super) fn run(command: CaptureCommand<ListArgs>) -> Result<Exit, Failure> {
+    match command::run(command).map_err(failure)? {
+        Done::Said(text) => anstream::println!("{text}"),
+        Done::Shown(args, state) => {
             let rules: Vec<_> = state.rules().iter().map(RuleView::from).collect();
             print_list(&rules, args.output, "There is no capture in this network namespace.")?;
             if state.is_present() && !state.is_complete() {
@@ -39,25 +31,12 @@ pub(super) fn run(command: CaptureCommand) -> Result<Exit, Failure> {
     Ok(Exit::Success)
 }
 
-fn config(args: CaptureArgs) -> CaptureConfig {
-    CaptureConfig {
-        exempt: args.exempt,
-        outbound_port: args.outbound_port,
-        inbound_port: args.inbound_port,
-        exclude_inbound_ports: args.exclude_inbound_ports,
-        exclude_outbound_ports: args.exclude_outbound_ports,
-        exclude_outbound_cidrs: args.exclude_outbound_cidrs,
-        exclude_uids: args.exclude_uids,
-        exclude_interfaces: args.exclude_interfaces,
-    }
-}
-
-fn failure(error: CaptureError) -> Failure {
+fn failure(error: CommandError) -> Failure {
     let exit = match &error {
-        CaptureError::Invalid(_) => Exit::Usage,
-        CaptureError::Differs { .. } => Exit::Negative,
-        CaptureError::Refused { .. } => Exit::KernelCannot,
-        _ => Exit::Refused,
+        CommandError::Capture(CaptureError::Invalid(_)) => Exit::Usage,
+        CommandError::Capture(CaptureError::Differs { .. }) | CommandError::Proof(_) => Exit::Negative,
+        CommandError::Capture(CaptureError::Refused { .. }) => Exit::KernelCannot,
+        CommandError::Capture(_) => Exit::Refused,
     };
     Failure::new(exit, error.to_string())
 }

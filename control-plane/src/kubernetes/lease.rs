@@ -11,11 +11,15 @@ use std::{
 
 use byrnie_api::labels::{CONTROL_PLANE, SYSTEM_NAMESPACE};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::Api;
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+};
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseParams};
+use serde_json::json;
 use tokio::{task::JoinSet, time::Instant};
 
-use super::client::{Cluster, call, longer};
+use super::client::{ApiError, Cluster, call, longer};
 use crate::limits;
 
 /// The time in which this replica holds the Lease.
@@ -52,6 +56,7 @@ impl Term {
 /// end, so that another replica need not wait until it runs out.
 pub(super) async fn stand(cluster: Cluster, end: impl Future<Output = ()>, begin: impl Fn(Arc<Term>) -> JoinSet<()>) {
     let mut end = std::pin::pin!(end);
+    let leases: Api<Lease> = Api::namespaced(cluster.lease.clone(), SYSTEM_NAMESPACE);
     let mut wait = limits::API_RETRY;
     loop {
         // After a failure the manager no longer tells what it holds: a new one does.
@@ -70,27 +75,38 @@ pub(super) async fn stand(cluster: Cluster, end: impl Future<Output = ()>, begin
         let served = tokio::select! {
             served = serve(&cluster, &manager, &begin) => served,
             () = &mut end => {
-                match tokio::time::timeout(limits::LEASE_CALL, manager.release()).await {
-                    Ok(Ok(())) => tracing::info!("the Lease is given back, if it was ours"),
-                    _ => tracing::warn!("the Lease can't be given back; others wait until it runs out"),
+                match give_back(&leases, &cluster.replica).await {
+                    Ok(true) => tracing::info!("the Lease is given back: another replica leads from now on"),
+                    Ok(false) => {}
+                    Err(error) => tracing::warn!(%error, "the Lease can't be given back; others wait until it runs out"),
                 }
                 return;
             }
         };
-        tracing::warn!(reason = served, "the Lease is not held; trying again");
+        wait = limits::API_RETRY;
+        let Some(failure) = served else {
+            continue;
+        };
+        tracing::warn!(reason = failure, "the Lease can't be held; trying again");
         tokio::select! {
-            () = tokio::time::sleep(limits::API_RETRY) => {}
+            () = tokio::time::sleep(wait) => {}
             () = &mut end => return,
         }
-        wait = limits::API_RETRY;
     }
 }
 
-/// Writes while the Lease is held; returns when nothing is known of it any more. Dropped, it stops writing.
-async fn serve(cluster: &Cluster, manager: &LeaseManager, begin: &impl Fn(Arc<Term>) -> JoinSet<()>) -> String {
+/// Writes while the Lease is held. Returns when the manager does not know any more what it holds: with what failed, or
+/// `None` where the Lease was given back by its holder, which the manager would notice only when it would have run out.
+/// Dropped, it stops writing.
+async fn serve(cluster: &Cluster, manager: &LeaseManager, begin: &impl Fn(Arc<Term>) -> JoinSet<()>) -> Option<String> {
+    let leases: Api<Lease> = Api::namespaced(cluster.lease.clone(), SYSTEM_NAMESPACE);
     let mut tasks = JoinSet::new();
     loop {
-        match manager.changed().await {
+        let changed = tokio::select! {
+            changed = manager.changed() => changed,
+            () = given_back(&leases), if tasks.is_empty() => return None,
+        };
+        match changed {
             Ok(true) => {
                 tracing::info!(replica = cluster.replica, "this replica leads: it writes what is written once");
                 let term = Term {
@@ -106,10 +122,38 @@ async fn serve(cluster: &Cluster, manager: &LeaseManager, begin: &impl Fn(Arc<Te
             }
             Err(error) => {
                 tasks.abort_all();
-                return error.to_string();
+                return Some(error.to_string());
             }
         }
     }
+}
+
+/// Returns when nobody holds the Lease.
+async fn given_back(leases: &Api<Lease>) {
+    loop {
+        tokio::time::sleep(limits::LEASE_LOOKED_AT).await;
+        if let Ok(lease) = call(leases.get(CONTROL_PLANE)).await
+            && lease.spec.is_none_or(|spec| spec.holder_identity.is_none_or(|holder| holder.is_empty()))
+        {
+            return;
+        }
+    }
+}
+
+/// Gives the Lease back where it is ours; says whether it was.
+async fn give_back(leases: &Api<Lease>, replica: &str) -> Result<bool, ApiError> {
+    let lease = call(leases.get(CONTROL_PLANE)).await?;
+    let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
+    if holder != Some(replica) {
+        return Ok(false);
+    }
+    let patch = json!({
+        // Whoever has taken it meanwhile keeps it.
+        "metadata": {"resourceVersion": lease.resource_version()},
+        "spec": {"holderIdentity": null, "acquireTime": null, "renewTime": null, "leaseDurationSeconds": null},
+    });
+    call(leases.patch(CONTROL_PLANE, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+    Ok(true)
 }
 
 async fn manager(cluster: &Cluster) -> Result<LeaseManager, kube_lease_manager::LeaseManagerError> {
@@ -141,9 +185,26 @@ fn left(lease: &Lease, replica: &str, now: SystemTime) -> Result<Duration, Strin
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
-    use serde_json::json;
+    use super::{
+        super::testing::{Answer, fake},
+        *,
+    };
 
-    use super::*;
+    #[tokio::test]
+    async fn a_lease_is_given_back_by_its_holder_alone_and_only_as_it_was_read() {
+        for (holder, given) in [("a", true), ("b", false)] {
+            let stored = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                "metadata": {"name": CONTROL_PLANE, "resourceVersion": "7"}, "spec": {"holderIdentity": holder}});
+            let (client, seen) = fake(move |_| Answer::json(200, &stored));
+            assert_eq!(give_back(&Api::namespaced(client, SYSTEM_NAMESPACE), "a").await.unwrap(), given);
+            let seen = seen.lock().unwrap();
+            assert_eq!(seen.len(), if given { 2 } else { 1 });
+            if given {
+                assert_eq!(seen[1].method, "PATCH");
+                assert_eq!(seen[1].json()["metadata"]["resourceVersion"], "7");
+            }
+        }
+    }
 
     fn lease(spec: serde_json::Value) -> Lease {
         serde_json::from_value(json!({"metadata": {"name": CONTROL_PLANE}, "spec": spec})).unwrap()

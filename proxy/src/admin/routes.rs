@@ -1,12 +1,15 @@
 //! Which request gets what.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 
 use super::{Administration, Door, views};
+use crate::probes::{self, Asked};
 use crate::readiness;
 
 /// The body of a POST is at most a filter for the log.
@@ -17,7 +20,19 @@ const JSON: &str = "application/json";
 /// OpenMetrics 1.0.
 const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-pub(super) async fn route<B>(administration: &Administration, door: Door, request: Request<B>) -> Response<Full<Bytes>>
+/// A hook of a container's life failed. The kubelet does not look at the status of its answer, so there must be none: the
+/// connection is broken off.
+#[derive(Debug, thiserror::Error)]
+#[error("the hook failed: {0}")]
+pub(super) struct HookFailed(String);
+
+/// Answers `request`, which arrived at the address `at`.
+pub(super) async fn route<B>(
+    administration: &Administration,
+    door: Door,
+    request: Request<B>,
+    at: Option<IpAddr>,
+) -> Result<Response<Full<Bytes>>, HookFailed>
 where
     B: hyper::body::Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -25,16 +40,40 @@ where
     let path = request.uri().path().to_owned();
     let reads = request.method() == Method::GET || request.method() == Method::HEAD;
     if let Some(answer) = reading(administration, door, &path) {
-        return if reads { answer() } else { not_allowed("GET, HEAD") };
+        return Ok(if reads { answer() } else { not_allowed("GET, HEAD") });
+    }
+    if let Some(name) = path.strip_prefix("/probe/").filter(|_| door == Door::Health) {
+        let user_agent = request.headers().get(USER_AGENT).and_then(|value| value.to_str().ok());
+        return if reads {
+            probe(administration, name, Asked { at, user_agent }).await
+        } else {
+            Ok(not_allowed("GET"))
+        };
     }
     if door == Door::Control && matches!(path.as_str(), "/renew" | "/drain" | "/log-level") {
-        return if request.method() == Method::POST {
+        return Ok(if request.method() == Method::POST {
             change(administration, &path, request).await
         } else {
             not_allowed("POST")
-        };
+        });
     }
-    text(StatusCode::NOT_FOUND, "there is nothing here\n".to_owned())
+    Ok(text(StatusCode::NOT_FOUND, "there is nothing here\n".to_owned()))
+}
+
+async fn probe(
+    administration: &Administration,
+    name: &str,
+    asked: Asked<'_>,
+) -> Result<Response<Full<Bytes>>, HookFailed> {
+    Ok(match administration.prober.perform(name, asked).await {
+        Some(Ok(said)) => text(StatusCode::OK, said + "\n"),
+        Some(Err(reason)) if probes::is_hook(name) => {
+            tracing::warn!(hook = name, reason, "a hook of the pod failed");
+            return Err(HookFailed(reason));
+        }
+        Some(Err(reason)) => text(StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
+        None => text(StatusCode::NOT_FOUND, "this pod has no such probe\n".to_owned()),
+    })
 }
 
 type Answer<'a> = Box<dyn FnOnce() -> Response<Full<Bytes>> + Send + 'a>;

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use http_body_util::BodyExt;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
 use hyper::{Method, StatusCode};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,7 +13,7 @@ use crate::test_support::{TestMesh, listener};
 fn administration() -> (TestMesh, Arc<Administration>) {
     let mesh = TestMesh::new();
     let shared = mesh.proxy("web");
-    (mesh, Arc::new(Administration { shared, log_level: LogLevel::default() }))
+    (mesh, Arc::new(Administration::new(shared, LogLevel::default())))
 }
 
 async fn ask(
@@ -23,7 +24,7 @@ async fn ask(
     body: &'static str,
 ) -> (StatusCode, String) {
     let request = Request::builder().method(method).uri(path).body(Full::new(Bytes::from(body))).unwrap();
-    let response = routes::route(administration, door, request).await;
+    let response = routes::route(administration, door, request, None).await.unwrap();
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     (status, String::from_utf8(body.to_vec()).unwrap())
@@ -131,4 +132,51 @@ async fn the_unix_socket_is_its_owners_alone_and_replaces_only_a_dead_one() {
     assert!(bind_unix(&path).is_err());
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_probe_is_performed_behind_the_health_door_and_a_hook_that_fails_is_not_answered() {
+    let mesh = TestMesh::new();
+    let mut shared = Arc::try_unwrap(mesh.proxy("web")).ok().unwrap();
+    let (application, address) = listener().await;
+    let probe =
+        |port| format!(r#"{{"action": {{"tcpSocket": {{"host": null, "port": {port}}}}}, "timeoutSeconds": 1}}"#);
+    let (up, down) = (probe(address.port()), probe(1));
+    shared.config.probes = crate::probes::read(&format!(
+        r#"{{"web/liveness": {up}, "web/readiness": {down}, "web/post-start": {up}, "web/pre-stop": {down}}}"#
+    ))
+    .unwrap();
+    shared.config.exempt = byrnie_redirect::Exempt::Uid(byrnie_redirect::PROXY_UID);
+    let administration = Arc::new(Administration::new(Arc::new(shared), LogLevel::default()));
+    let (health, address) = listener().await;
+    tokio::spawn(serve(administration.clone(), Door::Health, health));
+    for (path, expected) in [
+        ("web/liveness", "HTTP/1.1 200 OK"),
+        ("web/readiness", "HTTP/1.1 503 Service Unavailable"),
+        ("web/startup", "HTTP/1.1 404 Not Found"),
+        ("web/post-start", "HTTP/1.1 200 OK"),
+        ("web/pre-stop", ""),
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET /probe/{path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer).await;
+        assert!(answer.starts_with(expected) && expected.is_empty() == answer.is_empty(), "{path}: {answer}");
+    }
+    let (status, _) = ask(&administration, Door::Status, Method::GET, "/probe/web/liveness", "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    drop(application);
+}
+
+#[tokio::test]
+async fn one_address_can_not_take_every_place() {
+    let sources = Sources::default();
+    let greedy = Some("10.0.0.9".parse().unwrap());
+    let held: Vec<_> = (0..CONNECTIONS_PER_SOURCE).map(|_| sources.enter(greedy).unwrap()).collect();
+    assert!(sources.enter(greedy).is_none());
+    assert!(sources.enter(Some("10.0.0.1".parse().unwrap())).is_some());
+    drop(held);
+    assert!(sources.enter(greedy).is_some());
+    assert_eq!(sources.0.lock().unwrap().len(), 0);
 }

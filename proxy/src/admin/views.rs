@@ -1,11 +1,12 @@
 //! What the administration shows, as JSON. Times are RFC 3339 in UTC; what is unknown is null.
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::config::{AccessLog, Config};
+use crate::config::{AccessLog, Config, CredentialFile};
 use crate::model::{DestinationKind, Endpoint, Meshed};
 use crate::readiness;
 use crate::shared::Shared;
@@ -116,7 +117,8 @@ pub(super) fn config(config: &Config) -> Value {
         "control_plane": config.control_plane.to_string(),
         "trust_domain": config.trust_domain.as_str(),
         "trust_bundle": config.trust_bundle,
-        "join_token_file": config.join_token_file,
+        "join_token_file": token_file(&config.credential, false),
+        "service_account_token_file": token_file(&config.credential, true),
         "state": config.state,
         "exempt": config.exempt.to_string(),
         "workers": config.workers,
@@ -132,8 +134,13 @@ pub(super) fn config(config: &Config) -> Value {
         "access_log": access_log,
         "require_capture_proof": config.require_capture_proof,
         "require_application_proof": config.require_application_proof,
+        "probes": config.probes.0.keys().collect::<Vec<_>>(),
         "drain_timeout_seconds": config.drain_timeout.as_secs_f64(),
     })
+}
+
+fn token_file(file: &CredentialFile, service_account: bool) -> Option<&Path> {
+    file.path().filter(|_| matches!(file, CredentialFile::ServiceAccountToken(_)) == service_account)
 }
 
 /// `/destinations`: what is known of the addresses that the application dialled.

@@ -8,7 +8,6 @@ use crate::random;
 /// those who failed together do not come back together.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
-    first: Duration,
     cap: Duration,
     next: Duration,
 }
@@ -16,7 +15,7 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// The first wait is at most `first`, none is longer than `cap`.
     pub(crate) fn new(first: Duration, cap: Duration) -> Self {
-        Self { first, cap, next: first }
+        Self { cap, next: first }
     }
 
     /// How long to wait now.
@@ -24,11 +23,6 @@ impl Backoff {
         let wait = self.next.mul_f64(0.5 + 0.5 * random::fraction());
         self.next = (self.next * 2).min(self.cap);
         wait
-    }
-
-    /// An attempt succeeded.
-    pub(crate) fn reset(&mut self) {
-        self.next = self.first;
     }
 }
 
@@ -45,7 +39,5 @@ mod tests {
             assert!(wait <= full && wait >= full / 2, "{wait:?} of {full:?}");
             full = (full * 2).min(Duration::from_secs(10));
         }
-        backoff.reset();
-        assert!(backoff.next() <= Duration::from_millis(400));
     }
 }

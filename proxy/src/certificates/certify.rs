@@ -1,8 +1,6 @@
-//! Asks the control plane for an SVID: with a join token the first time, with the current SVID from then on.
+//! Asks the control plane for an SVID: with a token the first time, with the current SVID from then on. The token that
+//! Kubernetes projects into a pod comes along every time: it names the pod, and an SVID only its service account.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,17 +13,18 @@ use byrnie_proto::mesh::v1 as proto;
 use byrnie_proto::mesh::v1::identity_client::IdentityClient;
 use rustls::server::ParsedCertificate;
 use rustls_pki_types::CertificateDer;
-use zeroize::Zeroizing;
 
+use super::token::{self, TokenError};
 use super::{Generation, StateError, state};
+use crate::config::CredentialFile;
 use crate::control::channel::{self, ConnectError};
 use crate::shared::Shared;
 
 /// What proves who asks.
 #[derive(Clone)]
 pub(super) enum Credential {
-    /// The join token in the file that the operator named.
-    JoinToken,
+    /// The token in the file that the operator named.
+    Token,
     /// The SVID that is held.
     Svid(Arc<Generation>),
 }
@@ -48,8 +47,8 @@ pub(super) struct Issued {
 pub(super) enum CertifyError {
     #[error("no SVID is held and there is no --join-token-file to get one with; make one with `byrnie token create`")]
     NoToken,
-    #[error("the join token in {path} can't be read: {source}; make one with `byrnie token create`")]
-    Token { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Token(#[from] TokenError),
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
@@ -68,7 +67,7 @@ impl CertifyError {
     /// The label of the metric.
     pub(super) fn as_str(&self) -> &'static str {
         match self {
-            Self::NoToken | Self::Token { .. } => "no-token",
+            Self::NoToken | Self::Token(_) => "no-token",
             Self::State(_) => "no-bundle",
             Self::Connect(error) => error.as_str(),
             Self::Refused { .. } => "refused",
@@ -82,9 +81,6 @@ impl CertifyError {
 /// For a signature by a busy control plane; a Certify of 5,000 proxies at once takes 5 s at 1,000/s.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// A join token is a short line.
-const MAX_TOKEN: u64 = 16 * 1024;
-
 /// Gets an SVID: with a join token for the key in `join_key`, which is made where there is none; otherwise for a new key.
 pub(super) async fn certify(
     shared: &Shared,
@@ -92,26 +88,28 @@ pub(super) async fn certify(
     join_key: &PendingKey,
 ) -> Result<Issued, CertifyError> {
     let new_key = PendingKey::default();
-    let key = match &credential {
-        Credential::JoinToken => join_key,
-        Credential::Svid(_) => &new_key,
+    let file = &shared.config.credential;
+    let key = match (&credential, file) {
+        (Credential::Token, CredentialFile::JoinToken(_)) => join_key,
+        _ => &new_key,
     };
     let csr = key.csr_der()?;
-    let (channel, credential, expected) = match credential {
-        Credential::JoinToken => {
-            let token = read_token(shared.config.join_token_file.as_deref())?;
+    let (channel, token, expected) = match credential {
+        Credential::Token => {
+            let token = token::first(file)?.ok_or(CertifyError::NoToken)?;
             // The operator's word, read anew: it may have been replaced since the last attempt.
             let mounted = state::mounted_bundle(&shared.config.trust_bundle, &shared.config.trust_domain)?;
             let verifier = verifier(shared, mounted.into());
             let channel = open(shared, None, &verifier).await?;
-            (channel, Some(proto::certify_request::Credential::JoinToken(token.to_string())), None)
+            (channel, Some(token), None)
         }
         Credential::Svid(held) => {
+            let token = token::service_account(file)?.map(proto::certify_request::Credential::ServiceAccountToken);
             let channel = open(shared, Some(&held.svid), shared.certificates.verifier()).await?;
-            (channel, None, Some(held.svid.id().clone()))
+            (channel, token, Some(held.svid.id().clone()))
         }
     };
-    let request = proto::CertifyRequest { csr, credential };
+    let request = proto::CertifyRequest { csr, credential: token };
     let mut client = IdentityClient::new(channel).max_decoding_message_size(MAX_ANSWER);
     let answer = tokio::time::timeout(ANSWER, client.certify(request)).await.map_err(|_| CertifyError::TimedOut)?;
     let answer = answer.map_err(|status| CertifyError::Refused {
@@ -137,18 +135,6 @@ async fn open(
 fn verifier(shared: &Shared, bundles: TrustBundles) -> Arc<SvidVerifier> {
     let bundles: SharedBundles = bundles.shared();
     SvidVerifier::new(bundles, shared.clock.clone())
-}
-
-fn read_token(path: Option<&Path>) -> Result<Zeroizing<String>, CertifyError> {
-    let path = path.ok_or(CertifyError::NoToken)?;
-    let failed = |source| CertifyError::Token { path: path.to_owned(), source };
-    let mut text = Zeroizing::new(String::with_capacity(MAX_TOKEN as usize));
-    File::open(path).and_then(|file| file.take(MAX_TOKEN).read_to_string(&mut text)).map_err(failed)?;
-    let token = Zeroizing::new(text.trim().to_owned());
-    if token.is_empty() {
-        return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, "the file is empty")));
-    }
-    Ok(token)
 }
 
 /// Looks at what came as a peer would, with the bundle that came along, before it replaces anything.

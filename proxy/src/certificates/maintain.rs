@@ -15,8 +15,9 @@ use crate::telemetry::ResultLabels;
 /// How often the clocks are looked at. The design asks for at least every 30 s; looking is two system calls.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// The first attempts must not wait long, and a token that is wrong now may be right in a moment.
-const FIRST_ISSUANCE: (Duration, Duration) = (Duration::from_millis(400), Duration::from_secs(15));
+/// A pod waits for its first SVID, and the control plane may hear of the pod some milliseconds after its container runs; a
+/// token that is wrong now may be right in a moment.
+const FIRST_ISSUANCE: (Duration, Duration) = (Duration::from_millis(40), Duration::from_secs(10));
 
 /// A renewal has half of the SVID's life for its attempts.
 const RENEWAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -28,8 +29,8 @@ const STEP: Duration = Duration::from_secs(2);
 /// Keeps the proxy in possession of a valid SVID, for as long as the process runs.
 pub async fn maintain(shared: Arc<Shared>) {
     let certificates = shared.certificates.clone();
-    let file = shared.config.join_token_file.clone();
-    let has_token = move || file.as_deref().is_some_and(std::path::Path::exists);
+    let file = shared.config.credential.clone();
+    let has_token = move || file.path().is_some_and(std::path::Path::exists);
     let asked = Arc::clone(&shared);
     let join_key = Arc::new(PendingKey::default());
     Keeper::new(certificates, has_token)
@@ -138,10 +139,10 @@ impl<H: Fn() -> bool> Keeper<H> {
     fn due(&self) -> Option<Credential> {
         let now = self.certificates.0.clock.wall();
         match self.certificates.held() {
-            None => Some(Credential::JoinToken),
+            None => Some(Credential::Token),
             // The control plane takes no expired SVID; where there is no token either, its refusal says what to do.
             Some(held) if !held.is_valid(now) && now > held.svid.not_after() && (self.has_token)() => {
-                Some(Credential::JoinToken)
+                Some(Credential::Token)
             }
             Some(held) if self.asked || !held.is_valid(now) || now >= held.renew_at => Some(Credential::Svid(held)),
             Some(_) => None,

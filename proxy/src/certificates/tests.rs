@@ -33,7 +33,7 @@ impl Kept {
         let keeper = Keeper::new(shared.certificates.clone(), move || has_token);
         tokio::spawn(keeper.run(move |credential| {
             seen.lock().unwrap().push(match credential {
-                Credential::JoinToken => "token",
+                Credential::Token => "token",
                 Credential::Svid(_) => "svid",
             });
             let result = if *fails.borrow() {

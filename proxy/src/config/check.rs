@@ -2,14 +2,16 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use byrnie_identity::TrustDomain;
+use byrnie_proto::probes::Probes;
 use byrnie_redirect::{CaptureConfig, Exempt};
 
-use super::{AccessLog, ConfigError, HostPort, Listen, every_address};
+use super::{AccessLog, ConfigError, CredentialFile, HostPort, Listen, every_address};
 
 /// Collects mistakes; a value that stands in for a wrong one never leaves this module.
 #[derive(Default)]
@@ -61,17 +63,19 @@ impl Check {
         path
     }
 
-    pub(super) fn join_token(&mut self, path: Option<&Path>, state: &Path) {
+    pub(super) fn credential(&mut self, file: &CredentialFile, state: &Path) {
         let has_svid = crate::certificates::has_state(state);
         let expected = "a readable file with a join token (`byrnie token create`)";
-        match path {
+        match file {
             // The token is good for one key: once that has its SVID nobody needs the token, and it may be gone.
             _ if has_svid => {}
-            None => {
+            // Kubernetes may be about to write it: every attempt says what is wrong with it.
+            CredentialFile::ServiceAccountToken(_) => {}
+            CredentialFile::None => {
                 let found = format!("nothing, and no certificate in the state directory {}", state.display());
                 self.wrong("--join-token-file", expected, found);
             }
-            Some(path) => {
+            CredentialFile::JoinToken(path) => {
                 if let Err(error) = std::fs::File::open(path) {
                     self.wrong("--join-token-file", expected, format!("{}: {error}", path.display()));
                 }
@@ -185,6 +189,17 @@ impl Check {
         }
     }
 
+    pub(super) fn probes(&mut self, text: Option<&str>) -> Probes {
+        match crate::probes::read(text.unwrap_or("{}")) {
+            Ok(probes) => probes,
+            Err(problem) => {
+                let option = byrnie_proto::probes::PROBES;
+                self.wrong(option, "the probes as the injector writes them", problem);
+                Probes::default()
+            }
+        }
+    }
+
     pub(super) fn time(&mut self, option: &'static str, text: &str) -> Duration {
         let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
         let parsed = units.iter().find_map(|(unit, milliseconds)| {
@@ -206,6 +221,25 @@ pub(super) fn access_log(text: &str) -> AccessLog {
         "off" => AccessLog::Off,
         "-" => AccessLog::StandardOutput,
         path => AccessLog::File(path.into()),
+    }
+}
+
+pub(super) fn credential(join_token: Option<PathBuf>, service_account_token: Option<PathBuf>) -> CredentialFile {
+    match (join_token, service_account_token) {
+        // clap refuses both at once.
+        (_, Some(path)) => CredentialFile::ServiceAccountToken(path),
+        (Some(path), None) => CredentialFile::JoinToken(path),
+        (None, None) => CredentialFile::None,
+    }
+}
+
+/// The directory for what is secret: `state`, or a part of it where `state` belongs to somebody else, and so can't be
+/// closed to others. An emptyDir of Kubernetes is root's and open to all; only the proxy's container mounts it.
+pub(super) fn own_directory(state: PathBuf) -> PathBuf {
+    let own = nix::unistd::geteuid().as_raw();
+    match std::fs::metadata(&state) {
+        Ok(metadata) if metadata.is_dir() && metadata.uid() != own => state.join("proxy"),
+        _ => state,
     }
 }
 

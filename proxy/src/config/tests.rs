@@ -154,3 +154,34 @@ fn times_have_units() {
         assert_eq!(places(with(&[&format!("--drain-timeout={wrong}")])), ["--drain-timeout"]);
     }
 }
+
+#[test]
+fn a_service_account_token_may_come_later_and_stands_alone() {
+    let (_directory, bundle, token, state) = files();
+    let base = ["--control-plane", "cp:15128", "--trust-bundle", &bundle, "--state", &state];
+    let config = parse(&[&base[..], &["--service-account-token-file", "/does/not/exist/yet"]].concat()).unwrap();
+    assert_eq!(config.credential, CredentialFile::ServiceAccountToken("/does/not/exist/yet".into()));
+    let both = [&["byrnie-proxy"], &base[..], &["--service-account-token-file", "x", "--join-token-file", &token]];
+    assert!(CommandLine::try_parse_from(both.concat()).is_err());
+}
+
+#[test]
+fn a_state_directory_of_somebody_else_holds_one_of_the_proxys_own() {
+    let (_directory, bundle, token, state) = files();
+    let given = |state: &str| {
+        let base = ["--control-plane", "cp:15128", "--trust-bundle", &bundle, "--join-token-file", &token];
+        parse(&[&base[..], &["--state", state]].concat()).unwrap()
+    };
+    std::fs::create_dir(&state).unwrap();
+    assert_eq!(given(&state).state, std::path::PathBuf::from(&state));
+    // Only root may give a directory away; /proc/1 is always somebody's.
+    let other = if nix::unistd::geteuid().is_root() {
+        nix::unistd::chown(state.as_str(), Some(nix::unistd::Uid::from_raw(1)), None).unwrap();
+        state
+    } else {
+        "/proc".to_owned()
+    };
+    let config = given(&other);
+    assert_eq!(config.state, Path::new(&other).join("proxy"));
+    assert_eq!(config.admin_socket, Path::new(&other).join("admin.sock"));
+}

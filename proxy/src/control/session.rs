@@ -15,11 +15,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::channel::{self, ConnectError};
 use super::report::report;
 use super::resources;
+use crate::certificates::token::{self, TokenError};
 use crate::certificates::{Backoff, Generation};
 use crate::shared::Shared;
 
-/// The first attempt to come back is made within this time, so that a replica's end is noticed by nobody.
+/// The first attempt to come back is made within this time, so that a replica's end is noticed by nobody, and all who lost
+/// it do not come back in one moment.
 const FIRST_RETRY: Duration = Duration::from_millis(400);
+/// The same for a proxy that has not been described yet: its application waits for it.
+const FIRST_RETRY_AT_START: Duration = Duration::from_millis(40);
 /// No later than this: a control plane that is back is found by all within it.
 const LAST_RETRY: Duration = Duration::from_secs(10);
 /// A stream that lived this long was a good one: the backoff begins anew.
@@ -45,6 +49,8 @@ enum End {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    #[error(transparent)]
+    Token(#[from] TokenError),
     #[error("the control plane did not open the stream within {} s", OPEN.as_secs())]
     OpenTimedOut,
     #[error("the control plane ended the stream: {} ({:?})", .0.message(), .0.code())]
@@ -61,7 +67,7 @@ enum End {
 /// Keeps a stream to the control plane open, for as long as the process runs.
 pub async fn run(shared: Arc<Shared>) {
     let mut certificates = shared.certificates.changed();
-    let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+    let mut backoff = Backoff::new(FIRST_RETRY_AT_START, LAST_RETRY);
     loop {
         certificates.mark_unchanged();
         let Some(generation) = shared.certificates.current() else {
@@ -80,7 +86,7 @@ pub async fn run(shared: Arc<Shared>) {
             continue;
         }
         if was_connected && began.elapsed() >= GOOD {
-            backoff.reset();
+            backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         }
         let wait = backoff.next();
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
@@ -119,7 +125,8 @@ async fn open(shared: &Shared, generation: &Generation) -> Result<(Requests, Res
     let channel =
         channel::connect(&shared.config.control_plane, shared.config.exempt, tls, verifier, &expected).await?;
     let (requests, queue) = mpsc::channel(QUEUE);
-    let hello = proto::Hello { version: env!("CARGO_PKG_VERSION").to_owned(), service_account_token: String::new() };
+    let service_account_token = token::service_account(&shared.config.credential)?.unwrap_or_default();
+    let hello = proto::Hello { version: env!("CARGO_PKG_VERSION").to_owned(), service_account_token };
     send(&requests, Message::Hello(hello))?;
     let mut client = MeshClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
     match tokio::time::timeout(OPEN, client.watch(ReceiverStream::new(queue))).await {

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::Service;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::config::CredentialFile;
 use crate::shared::Shared;
 use crate::test_support::{TestMesh, id, trust_domain};
 
@@ -71,6 +73,8 @@ struct Fake {
     opened: mpsc::Sender<Opened>,
     /// The keys that came with the token `lost` or `strange`.
     keys: Arc<Mutex<Vec<Vec<u8>>>>,
+    /// The ServiceAccount tokens that came with a Certify.
+    tokens: Arc<Mutex<Vec<String>>>,
     /// Breaks this connection.
     broken: Arc<Notify>,
 }
@@ -100,8 +104,9 @@ impl Identity for Fake {
         let spki = byrnie_identity::csr::public_key(&request.csr).unwrap();
         let token = match request.credential {
             Some(proto::certify_request::Credential::JoinToken(token)) => token,
-            Some(proto::certify_request::Credential::ServiceAccountToken(_)) => {
-                return Err(Status::unauthenticated("no Kubernetes here"));
+            Some(proto::certify_request::Credential::ServiceAccountToken(token)) => {
+                self.tokens.lock().unwrap().push(token);
+                return Ok(Response::new(self.issue(&spki)));
             }
             None => return Ok(Response::new(self.issue(&spki))),
         };
@@ -163,6 +168,7 @@ struct Pair {
     shared: Arc<Shared>,
     opened: mpsc::Receiver<Opened>,
     keys: Arc<Mutex<Vec<Vec<u8>>>>,
+    tokens: Arc<Mutex<Vec<String>>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -189,8 +195,14 @@ async fn pair(who: SpiffeId, signer: Option<&TestMesh>) -> Pair {
     let svid = svid_of(signer.unwrap_or(&mesh), &who);
     let config = tls::server_config(&svid, shared.certificates.verifier(), ALPN_H2, ClientAuth::Optional).unwrap();
     let (opened, receiver) = mpsc::channel(8);
-    let keys = Arc::default();
-    let fake = Fake { mesh: Arc::clone(&mesh), opened, keys: Arc::clone(&keys), broken: Arc::default() };
+    let (keys, tokens) = (Arc::default(), Arc::default());
+    let fake = Fake {
+        mesh: Arc::clone(&mesh),
+        opened,
+        keys: Arc::clone(&keys),
+        tokens: Arc::clone(&tokens),
+        broken: Arc::default(),
+    };
     let accepting = tokio::spawn(async move {
         let mut serving = tokio::task::JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
@@ -199,7 +211,7 @@ async fn pair(who: SpiffeId, signer: Option<&TestMesh>) -> Pair {
             }
         }
     });
-    Pair { mesh, shared: Arc::new(shared), opened: receiver, keys, tasks: vec![accepting] }
+    Pair { mesh, shared: Arc::new(shared), opened: receiver, keys, tokens, tasks: vec![accepting] }
 }
 
 impl Pair {
@@ -390,12 +402,20 @@ async fn failure(shared: &Shared) -> String {
 
 /// A proxy that holds no SVID and has this join token.
 async fn joining(token: &str) -> Pair {
+    without_svid(|state| {
+        std::fs::write(state.join("token"), format!("{token}\n")).unwrap();
+        CredentialFile::JoinToken(state.join("token"))
+    })
+    .await
+}
+
+/// A proxy that holds no SVID and has what `credential` puts into its state directory.
+async fn without_svid(credential: impl Fn(&Path) -> CredentialFile) -> Pair {
     let mut pair = pair(control_plane_id(&trust_domain()), None).await;
     let mut shared = Arc::try_unwrap(std::mem::replace(&mut pair.shared, pair.mesh.proxy("unused"))).ok().unwrap();
     let state = shared.config.state.clone();
     std::fs::remove_file(state.join("svid.pem")).unwrap();
-    std::fs::write(state.join("token"), format!("{token}\n")).unwrap();
-    shared.config.join_token_file = Some(state.join("token"));
+    shared.config.credential = credential(&state);
     shared.certificates = crate::certificates::Certificates::open(&shared.config, pair.mesh.clock.clone()).unwrap();
     pair.shared = Arc::new(shared);
     pair.tasks.push(tokio::spawn(crate::certificates::maintain(Arc::clone(&pair.shared))));
@@ -438,14 +458,50 @@ async fn an_answer_that_got_lost_or_is_for_another_key_is_asked_for_again_with_t
 #[tokio::test]
 async fn a_used_token_is_named_by_the_servers_reason_and_tried_again_when_it_is_replaced() {
     let pair = joining("used").await;
-    let reason = loop {
-        if let Some(reason) = pair.shared.certificates.last_failure() {
-            break reason;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    };
+    let reason = failed_attempt(&pair.shared).await;
     assert!(reason.contains("the control plane refused: the join token was used before"), "{reason}");
     assert!(crate::readiness::reasons(&pair.shared).iter().any(|line| line.contains("was used before")));
-    std::fs::write(pair.shared.config.join_token_file.as_ref().unwrap(), "good").unwrap();
+    std::fs::write(pair.shared.config.credential.path().unwrap(), "good").unwrap();
     assert_eq!(pair.shared.certificates.renew_and_wait().await, Ok(1));
+}
+
+#[tokio::test]
+async fn a_service_account_token_is_read_anew_for_every_certificate_and_every_stream() {
+    let mut pair = without_svid(|state| {
+        std::fs::write(state.join("token"), "first\n").unwrap();
+        CredentialFile::ServiceAccountToken(state.join("token"))
+    })
+    .await;
+    first_svid(&pair).await;
+    let file = pair.shared.config.credential.path().unwrap().to_owned();
+    std::fs::write(&file, "second").unwrap();
+    while pair.shared.certificates.renew_and_wait().await.unwrap() < 2 {}
+    assert_eq!(*pair.tokens.lock().unwrap(), ["first", "second"]);
+    std::fs::write(&file, "third").unwrap();
+    pair.watch();
+    let mut opened = pair.next().await;
+    assert!(matches!(opened.next_word().await, Message::Hello(hello) if hello.service_account_token == "third"));
+}
+
+#[tokio::test]
+async fn a_service_account_token_that_is_not_there_yet_is_waited_for_and_named() {
+    let pair = without_svid(|state| CredentialFile::ServiceAccountToken(state.join("late"))).await;
+    let reason = failed_attempt(&pair.shared).await;
+    assert!(reason.contains("late can't be read: No such file"), "{reason}");
+    std::fs::write(pair.shared.config.credential.path().unwrap(), "there").unwrap();
+    first_svid(&pair).await;
+    std::fs::remove_file(pair.shared.config.credential.path().unwrap()).unwrap();
+    let reason = pair.shared.certificates.renew_and_wait().await.unwrap_err();
+    assert!(reason.contains("late can't be read"), "{reason}");
+    assert!(pair.shared.certificates.current().is_some());
+}
+
+/// Why the last attempt to get an SVID failed, once one has.
+async fn failed_attempt(shared: &Shared) -> Arc<str> {
+    loop {
+        match shared.certificates.last_failure() {
+            Some(reason) => return reason,
+            None => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
 }

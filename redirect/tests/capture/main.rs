@@ -10,6 +10,7 @@ use byrnie_netlab::scenarios;
 mod captured;
 mod changes;
 mod passing;
+mod proof;
 mod rig;
 mod roles;
 
@@ -33,6 +34,11 @@ fn main() -> ExitCode {
             an_excluded_interface_is_not_captured_in_either_direction,
             an_excluded_uid_passes,
             without_rules_a_connection_is_not_redirected,
+        ],
+        proof: [
+            capture_that_was_just_applied_is_seen_to_work_and_leaves_the_port_free,
+            without_rules_or_with_others_the_proof_fails_and_says_what_was_seen,
+            a_port_that_somebody_has_proves_capture_only_if_it_is_a_proxy,
         ],
         changes: [
             applying_twice_changes_nothing_and_keeps_open_connections,

@@ -1,0 +1,83 @@
+//! `/validate`: objects of byrnie.dev whose mistakes a schema can't see, and namespaces that may not be enrolled.
+
+use byrnie_api::{GROUP, Kind, Problem, labels, parse, quote};
+use serde_json::Value;
+use tracing::info;
+
+use crate::mesh::Mesh;
+use crate::review::{Request, Response, in_words};
+
+pub(crate) fn validate(request: &Request, mesh: &Mesh) -> Response {
+    if !["CREATE", "UPDATE"].contains(&request.operation.as_str()) {
+        return Response::allow(request);
+    }
+    let answer = match (request.kind.group.as_str(), request.kind.kind.as_str()) {
+        (GROUP, _) => policy(request, mesh),
+        ("", "Namespace") => namespace(request),
+        (group, kind) => {
+            let found = quote(&format!("{group} {kind}"));
+            let message = format!(
+                "byrnie: this webhook expects the kinds of {GROUP} and Namespaces, found {found}; restore the rules of \
+                 the ValidatingWebhookConfiguration byrnie-injector (`byrnie install` does)"
+            );
+            Response::deny(request, &message)
+        }
+    };
+    if !answer.is_allowed() {
+        info!(object = %request.object_name(), "refused");
+    }
+    answer
+}
+
+fn policy(request: &Request, mesh: &Mesh) -> Response {
+    let object = match parse(without_status(request.object.clone())) {
+        Ok(object) => object,
+        Err(error) => return Response::deny(request, &in_words(&error.object, &error.problems)),
+    };
+    // What mends a broken MeshConfig must not wait for it to be good.
+    if object.kind() == Kind::MeshConfig {
+        return Response::allow(request);
+    }
+    match mesh.mesh_settings() {
+        Ok(settings) => {
+            let problems = object.against(&settings);
+            if problems.is_empty() {
+                Response::allow(request)
+            } else {
+                Response::deny(request, &in_words(&object.to_string(), &problems))
+            }
+        }
+        Err(reason) => Response::not_now(request, &format!("byrnie: {object} is not admitted yet: {reason}")),
+    }
+}
+
+/// The control plane's part of an object; nobody else's to judge.
+pub(crate) fn without_status(mut object: Value) -> Value {
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
+    object
+}
+
+fn namespace(request: &Request) -> Response {
+    let name = request.object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or(&request.name);
+    if !labels::NEVER_ENROLLED.contains(&name) {
+        return Response::allow(request);
+    }
+    let enrols = |object: &Value| label(object, labels::MESH).is_some_and(|value| value == labels::MESH_ENABLED);
+    if !enrols(&request.object) {
+        return Response::allow(request);
+    }
+    let path = format!("metadata.labels[{}]", labels::MESH);
+    let problem = Problem::new(path, "no such label here", quote(labels::MESH_ENABLED))
+        .hint("what this namespace runs must come up before any proxy can; it is never in the mesh");
+    // Somebody has written it before the webhook was there. It does nothing, and other changes must stay possible.
+    if enrols(&request.old_object) {
+        return Response::allow(request).warn([format!("byrnie: Namespace {name}: {problem}")]);
+    }
+    Response::deny(request, &in_words(&format!("Namespace {name}"), &[problem]))
+}
+
+fn label<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
+    object.get("metadata")?.get("labels")?.get(name)?.as_str()
+}

@@ -1,0 +1,116 @@
+//! `capture apply|remove|show`, once for every program that has it: `byrnie` for people, and `byrnie-proxy` for the
+//! container that sets a pod's capture up, whose image holds nothing else.
+
+use clap::{Args, Subcommand};
+use ipnet::IpNet;
+
+use crate::proof::{ProofError, prove};
+use crate::{Applied, Capture, CaptureConfig, CaptureError, CaptureState, Exempt, NfTables, Removed};
+
+/// What to do with the rules of the network namespace that the program runs in. `S`: how `show` is to look.
+#[derive(Debug, Subcommand)]
+pub enum CaptureCommand<S: Args> {
+    /// Send this namespace's TCP connections to the proxy's ports. Applying the same again changes nothing.
+    Apply(ApplyArgs),
+    /// Take the rules away.
+    Remove,
+    /// The rules as the kernel has them, with what they have caught.
+    Show(S),
+}
+
+/// What to capture.
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// Whose connections pass by, the proxy's own: `uid`, `uid:NUMBER`, `mark` or `mark:NUMBER`.
+    #[arg(long, value_name = "WHO", default_value = "uid")]
+    pub exempt: Exempt,
+    /// The proxy's port for what leaves the pod.
+    #[arg(long, value_name = "PORT", default_value_t = 15001)]
+    pub outbound_port: u16,
+    /// The proxy's port for what enters the pod.
+    #[arg(long, value_name = "PORT", default_value_t = 15003)]
+    pub inbound_port: u16,
+    /// Ports of the pod that stay reachable without the proxy (comma-separated).
+    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+    pub exclude_inbound_ports: Vec<u16>,
+    /// Ports of others that are dialled without the proxy (comma-separated).
+    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+    pub exclude_outbound_ports: Vec<u16>,
+    /// Networks that are dialled without the proxy (comma-separated).
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    pub exclude_outbound_cidrs: Vec<IpNet>,
+    /// UIDs whose connections go out without the proxy (comma-separated).
+    #[arg(long, value_name = "UIDS", value_delimiter = ',')]
+    pub exclude_uids: Vec<u32>,
+    /// Interfaces on which nothing is captured (comma-separated).
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub exclude_interfaces: Vec<String>,
+    /// Then dial as an application would, and fail unless the connection arrives at the proxy's port.
+    #[arg(long)]
+    pub prove: bool,
+}
+
+impl ApplyArgs {
+    fn config(self) -> CaptureConfig {
+        CaptureConfig {
+            exempt: self.exempt,
+            outbound_port: self.outbound_port,
+            inbound_port: self.inbound_port,
+            exclude_inbound_ports: self.exclude_inbound_ports,
+            exclude_outbound_ports: self.exclude_outbound_ports,
+            exclude_outbound_cidrs: self.exclude_outbound_cidrs,
+            exclude_uids: self.exclude_uids,
+            exclude_interfaces: self.exclude_interfaces,
+        }
+    }
+}
+
+/// What came of a command.
+#[derive(Debug)]
+pub enum Done<S> {
+    /// One line for people.
+    Said(String),
+    /// The rules, to be shown in this way.
+    Shown(S, CaptureState),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The rules could not be changed or read.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// They are in place, and do not do what they should.
+    #[error("the capture rules are in place, but were not seen to work: {0}")]
+    Proof(#[from] ProofError),
+}
+
+/// Does it, in the network namespace of the calling thread.
+///
+/// # Errors
+/// See [`CommandError`].
+pub fn run<S: Args>(command: CaptureCommand<S>) -> Result<Done<S>, CommandError> {
+    let said = |text: &str| Ok(Done::Said(text.to_owned()));
+    match command {
+        CaptureCommand::Apply(args) => apply(args).map(Done::Said),
+        CaptureCommand::Remove => match NfTables.remove()? {
+            Removed::Removed => said("capture is gone"),
+            Removed::NothingThere => said("there was no capture"),
+        },
+        CaptureCommand::Show(how) => Ok(Done::Shown(how, NfTables.show()?)),
+    }
+}
+
+fn apply(args: ApplyArgs) -> Result<String, CommandError> {
+    let proving = args.prove;
+    let config = args.config();
+    let text = match NfTables.apply(&config)? {
+        Applied::Changed => "capture is in place",
+        Applied::Unchanged => "capture was in place already; nothing changed",
+    };
+    if !proving {
+        return Ok(text.to_owned());
+    }
+    let proved: Vec<String> = prove(&config)?.iter().map(ToString::to_string).collect();
+    Ok(format!("{text}, and was seen to work (a connection to {} arrived at the proxy's port)", proved.join(" and ")))
+}

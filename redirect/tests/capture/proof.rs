@@ -1,0 +1,83 @@
+//! Capture as the pod's first container sets it up: applied, and seen to work.
+
+use std::net::SocketAddr;
+
+use byrnie_netlab::harness::Verdict;
+use byrnie_netlab::{Entered, Lab, Privileges};
+use byrnie_redirect::command::{self, ApplyArgs, CaptureCommand, Done};
+use byrnie_redirect::{Capture, CaptureConfig, Exempt, NfTables, PROXY_MARK, PROXY_UID, ProofError, prove};
+use clap::Args;
+
+use crate::rig::serve;
+
+#[derive(Debug, Args)]
+struct Plain {}
+
+fn pod(entered: &Entered) -> (Lab, byrnie_netlab::Host, Exempt) {
+    let lab = Lab::new(entered, "proof").unwrap();
+    let pod = lab.pod("pod", &lab.networks().pod(11), &[]).unwrap();
+    let exempt = match entered.privileges() {
+        Privileges::Root => Exempt::Uid(PROXY_UID),
+        Privileges::SingleUid => Exempt::Mark(PROXY_MARK),
+    };
+    (lab, pod, exempt)
+}
+
+fn apply_args(exempt: Exempt) -> ApplyArgs {
+    ApplyArgs {
+        exempt,
+        outbound_port: 15001,
+        inbound_port: 15003,
+        exclude_inbound_ports: vec![9090],
+        // The canary is captured whatever is excluded.
+        exclude_outbound_ports: vec![1],
+        exclude_outbound_cidrs: vec!["192.0.2.0/24".parse().unwrap()],
+        exclude_uids: vec![0],
+        exclude_interfaces: Vec::new(),
+        prove: true,
+    }
+}
+
+pub(crate) fn capture_that_was_just_applied_is_seen_to_work_and_leaves_the_port_free(entered: &Entered) -> Verdict {
+    let (_lab, pod, exempt) = pod(entered);
+    for begins in ["capture is in place, and was seen to work", "capture was in place already"] {
+        let apply = || command::run(CaptureCommand::<Plain>::Apply(apply_args(exempt)));
+        let Ok(Done::Said(text)) = pod.run(apply).unwrap() else { panic!("not applied") };
+        assert!(text.starts_with(begins) && text.contains("192.0.2.100:1 and [100::b:1]:1"), "{text}");
+        // As a proxy listens that starts in the next moment.
+        drop(pod.listen("127.0.0.1:15001".parse().unwrap()).unwrap());
+    }
+    Verdict::Passed
+}
+
+pub(crate) fn without_rules_or_with_others_the_proof_fails_and_says_what_was_seen(entered: &Entered) -> Verdict {
+    let (_lab, pod, exempt) = pod(entered);
+    let config = CaptureConfig::new(exempt);
+    let failed = pod.run(|| prove(&config)).unwrap().unwrap_err();
+    assert!(matches!(failed, ProofError::NotCaptured { .. }), "{failed}");
+    let other = CaptureConfig { outbound_port: 16001, ..config.clone() };
+    pod.run(|| NfTables.apply(&other)).unwrap().unwrap();
+    let failed = pod.run(|| prove(&config)).unwrap().unwrap_err();
+    assert!(failed.to_string().starts_with("a connection to 192.0.2.100:1 did not arrive"), "{failed}");
+    let own = Exempt::Uid(nix::unistd::geteuid().as_raw());
+    let failed = pod.run(|| prove(&CaptureConfig { exempt: own, ..config })).unwrap().unwrap_err();
+    assert!(matches!(failed, ProofError::Exempt(_)), "{failed}");
+    Verdict::Passed
+}
+
+pub(crate) fn a_port_that_somebody_has_proves_capture_only_if_it_is_a_proxy(entered: &Entered) -> Verdict {
+    let (_lab, pod, exempt) = pod(entered);
+    let config = CaptureConfig::new(exempt);
+    pod.run(|| NfTables.apply(&config)).unwrap().unwrap();
+    let addresses: [SocketAddr; 2] = ["127.0.0.1:15001".parse().unwrap(), "[::1]:15001".parse().unwrap()];
+    for at in addresses {
+        serve("byrnie-canary of a proxy", pod.listen(at).unwrap());
+    }
+    pod.run(|| prove(&config)).unwrap().unwrap();
+    let other = CaptureConfig { outbound_port: 16001, ..config };
+    pod.run(|| NfTables.apply(&other)).unwrap().unwrap();
+    serve("another program", pod.listen("127.0.0.1:16001".parse().unwrap()).unwrap());
+    let failed = pod.run(|| prove(&other)).unwrap().unwrap_err();
+    assert!(failed.to_string().contains("no proxy"), "{failed}");
+    Verdict::Passed
+}
