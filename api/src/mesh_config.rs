@@ -83,6 +83,7 @@ pub struct MeshConfigSpec {
     pub sidecar: Option<Box<MeshSidecar>>,
     /// Names of Open Service Meshes whose namespaces (label `openservicemesh.io/monitored-by`) this mesh takes over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 63)))]
     pub adopted_meshes: Vec<String>,
 }
 

@@ -23,17 +23,27 @@ use crate::limits::{ACCEPT_BACKOFF, BUFFER_MIN, CLIENT_HELLO, TLS_HANDSHAKE};
 use crate::model::OwnPod;
 use crate::shared::Shared;
 use crate::sockets;
+use crate::streams::Arrived;
 use crate::telemetry::{Connection, Direction};
 use crate::tunnel::client_hello::{ClientHelloReader, FirstBytes};
 use crate::tunnel::pool::Worker;
 use crate::tunnel::server;
 
-/// Accepts what capture brings to the inbound port, for ever.
+/// Accepts what capture brings to the inbound port, until the proxy ends.
 pub async fn serve(shared: Arc<Shared>, _worker: Arc<Worker>, listener: TcpListener) {
     loop {
-        match accept(&listener).await {
+        let accepted = tokio::select! {
+            accepted = accept(&listener) => accepted,
+            // The kernel resets what waits in the queue: nothing of it was read, so its clients go elsewhere.
+            () = shared.drain.closing() => return,
+        };
+        match accepted {
             Some((stream, source)) => {
-                tokio::spawn(handle(shared.clone(), stream, source));
+                let (arrived, shared) = (Arrived::of(&shared), shared.clone());
+                tokio::spawn(async move {
+                    let _arrived = arrived;
+                    handle(shared, stream, source).await;
+                });
             }
             None => tokio::time::sleep(ACCEPT_BACKOFF).await,
         }

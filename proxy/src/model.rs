@@ -96,6 +96,8 @@ pub enum Meshed {
     },
     /// In a namespace that is not enrolled.
     NotEnrolled,
+    /// Behind a Service, but outside of the cluster: egress policy decides.
+    External,
 }
 
 /// What is declared of the application protocol on a port.
@@ -281,6 +283,7 @@ fn meshed(message: &proto::Endpoint) -> Result<Meshed, ModelError> {
             until: end("endpoint.permissive_until", message.permissive_until)?,
         },
         proto::Meshed::NotEnrolled => Meshed::NotEnrolled,
+        proto::Meshed::External => Meshed::External,
         proto::Meshed::Unspecified => {
             return Err(error("endpoint.meshed", "a value that this proxy knows", message.meshed.to_string()));
         }

@@ -20,10 +20,14 @@ use crate::telemetry::{Connection, Direction};
 use crate::tunnel::client::Early;
 use crate::tunnel::pool::Worker;
 
-/// Accepts what capture brings to the outbound port, for ever.
+/// Accepts what capture brings to the outbound port, until the proxy ends.
 pub async fn serve(shared: Arc<Shared>, worker: Arc<Worker>, listener: TcpListener) {
     loop {
-        match accept(&listener).await {
+        let accepted = tokio::select! {
+            accepted = accept(&listener) => accepted,
+            () = shared.drain.closing() => return,
+        };
+        match accepted {
             Some((stream, source)) => {
                 tokio::spawn(handle(shared.clone(), worker.clone(), stream, source));
             }
@@ -97,7 +101,7 @@ impl Outbound {
             retryable: false,
         })?;
         match destination.kind {
-            DestinationKind::External => self.egress(connection).await,
+            DestinationKind::External => self.egress(connection, self.dialled.0, &mut Early::default()).await,
             DestinationKind::UnknownInternal => {
                 let reason = format!("{} is inside the cluster, but no Service or pod has it", self.dialled.0);
                 Err(Failed { cause: "unknown-destination", reason, retryable: false })
@@ -156,6 +160,7 @@ impl Outbound {
             Meshed::EnrolledUnmeshed { .. } | Meshed::NotEnrolled => {
                 self.in_plaintext(connection, endpoint, early).await
             }
+            Meshed::External => self.egress(connection, endpoint.address, early).await,
         }
     }
 }

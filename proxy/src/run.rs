@@ -226,6 +226,8 @@ fn carry(shared: &Arc<Shared>, listeners: listeners::WorkerListeners) -> std::io
 const LINGER: Duration = Duration::from_millis(500);
 /// What cut streams get to tell their peers why.
 const FAREWELL: Duration = Duration::from_millis(200);
+/// What arrived before the listeners closed gets this long to hear that it is not served: a handshake and an answer.
+const CLOSING: Duration = Duration::from_secs(1);
 /// How often it is looked whether streams are still open.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -243,27 +245,30 @@ async fn ended(shared: &Shared, terminate: &mut Signal, interrupt: &mut Signal) 
     tokio::select! {
         _ = terminate.recv() => tracing::warn!(open_streams = shared.streams.open(), "ended by a second signal"),
         _ = interrupt.recv() => tracing::warn!(open_streams = shared.streams.open(), "ended by a second signal"),
-        () = drained(|| shared.streams.open(), timeout) => {
+        () = drained(|| shared.streams.open(), LINGER, timeout) => {
             match shared.streams.open() {
                 0 => tracing::info!("drained"),
                 open_streams => tracing::warn!(open_streams, "the drain timed out; open streams are cut"),
             }
         }
     }
+    shared.drain.close();
+    drained(|| shared.streams.arrived(), Duration::ZERO, CLOSING).await;
     if shared.streams.open() > 0 {
         shared.streams.cut_all("the proxy ended before the connection did");
         tokio::time::sleep(FAREWELL).await;
     }
 }
 
-async fn drained(open: impl Fn() -> u64, timeout: Duration) {
+/// Ends when nothing was open for `linger`, or after `timeout`.
+async fn drained(open: impl Fn() -> u64, linger: Duration, timeout: Duration) {
     let deadline = Instant::now() + timeout;
     let mut quiet_since = Instant::now();
     while Instant::now() < deadline {
         tokio::time::sleep(LOOK).await;
         if open() > 0 {
             quiet_since = Instant::now();
-        } else if quiet_since.elapsed() >= LINGER {
+        } else if quiet_since.elapsed() >= linger {
             return;
         }
     }
@@ -287,7 +292,8 @@ mod tests {
         let open = Arc::new(AtomicU64::new(1));
         let begun = Instant::now();
         let streams = Arc::clone(&open);
-        let waiting = tokio::spawn(async move { drained(|| streams.load(Relaxed), Duration::from_secs(30)).await });
+        let waiting =
+            tokio::spawn(async move { drained(|| streams.load(Relaxed), LINGER, Duration::from_secs(30)).await });
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert!(!waiting.is_finished());
         open.store(0, Relaxed);
@@ -298,7 +304,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_drain_ends_after_its_timeout_whatever_is_open() {
         let begun = Instant::now();
-        drained(|| 1, Duration::from_secs(30)).await;
+        drained(|| 1, LINGER, Duration::from_secs(30)).await;
         assert!((30..31).contains(&begun.elapsed().as_secs()));
     }
 }

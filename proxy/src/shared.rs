@@ -34,9 +34,20 @@ pub struct Shared {
     pub drain: Drain,
 }
 
-/// Says that the proxy is going away; clones see the same drain. It begins once and never ends.
+/// Says that the proxy is going away; clones see the same drain. It goes forward only.
 #[derive(Clone, Debug)]
-pub struct Drain(watch::Sender<bool>);
+pub struct Drain(watch::Sender<Stage>);
+
+/// How far a proxy has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Serving,
+    /// Its peers are told, and it is not ready any more; it carries on, new connections too, because those who send them
+    /// hear of it later.
+    Draining,
+    /// It takes no new connections: the process ends.
+    Closing,
+}
 
 impl Default for Drain {
     fn default() -> Self {
@@ -47,24 +58,46 @@ impl Default for Drain {
 impl Drain {
     /// A drain that has not begun.
     pub fn new() -> Self {
-        Self(watch::Sender::new(false))
+        Self(watch::Sender::new(Stage::Serving))
     }
 
     /// Whether [`Self::begin`] was called.
     pub fn is_draining(&self) -> bool {
-        *self.0.borrow()
+        *self.0.borrow() >= Stage::Draining
     }
 
     /// Ends when the drain begins; at once where it has begun already.
     pub async fn draining(&self) {
-        let mut receiver = self.0.subscribe();
-        // The sender lives as long as `self`, so that waiting can't fail.
-        let _ = receiver.wait_for(|begun| *begun).await;
+        self.reached(Stage::Draining).await;
+    }
+
+    /// Ends when no new connection is to be taken any more.
+    pub async fn closing(&self) {
+        self.reached(Stage::Closing).await;
     }
 
     /// Begins the drain; calling it again changes nothing.
     pub fn begin(&self) {
-        self.0.send_replace(true);
+        self.go_to(Stage::Draining);
+    }
+
+    /// Takes no new connections from now on: who dials hears at once that nobody is there, and goes elsewhere.
+    pub fn close(&self) {
+        self.go_to(Stage::Closing);
+    }
+
+    fn go_to(&self, stage: Stage) {
+        self.0.send_if_modified(|reached| {
+            let forward = stage > *reached;
+            *reached = stage.max(*reached);
+            forward
+        });
+    }
+
+    async fn reached(&self, stage: Stage) {
+        let mut receiver = self.0.subscribe();
+        // The sender lives as long as `self`, so that waiting can't fail.
+        let _ = receiver.wait_for(|reached| *reached >= stage).await;
     }
 }
 
@@ -83,5 +116,14 @@ mod tests {
         waiting.await.expect("the waiting task ends");
         drain.clone().draining().await;
         assert!(drain.is_draining());
+    }
+
+    #[tokio::test]
+    async fn who_closes_drains_too_and_never_goes_back() {
+        let drain = Drain::new();
+        drain.close();
+        drain.begin();
+        drain.draining().await;
+        drain.closing().await;
     }
 }

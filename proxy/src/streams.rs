@@ -146,6 +146,8 @@ pub struct Streams {
     streams: Mutex<HashMap<u64, Arc<Stream>>>,
     /// Bounds on what is no stream yet.
     pub(crate) handshakes: Gate,
+    /// Connections that have reached the pod and not ended: streams, and what is none yet or none any more.
+    arrived: AtomicU64,
     /// The TCP connections whose peers were found to be gone at the last look.
     unreachable: watch::Sender<HashSet<Leg>>,
 }
@@ -186,6 +188,23 @@ impl Drop for Registered<'_> {
     }
 }
 
+/// A connection that reached the pod; it counts until this is dropped.
+pub(crate) struct Arrived(Arc<Shared>);
+
+impl Arrived {
+    /// Counts one.
+    pub(crate) fn of(shared: &Arc<Shared>) -> Arrived {
+        shared.streams.arrived.fetch_add(1, Ordering::Relaxed);
+        Arrived(Arc::clone(shared))
+    }
+}
+
+impl Drop for Arrived {
+    fn drop(&mut self) {
+        self.0.streams.arrived.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Streams {
     /// No connections yet.
     pub fn new() -> Streams {
@@ -195,6 +214,11 @@ impl Streams {
     /// How many connections are open.
     pub fn open(&self) -> u64 {
         self.lock().len() as u64
+    }
+
+    /// How many connections that reached the pod have not ended.
+    pub(crate) fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Relaxed)
     }
 
     /// Registers a connection. To be followed by [`Registered::check`]: what changed before is seen there, what changes
@@ -258,6 +282,7 @@ pub async fn supervise(shared: Arc<Shared>) {
             changed = certificates.changed() => Some(changed),
             changed = control.changed() => Some(changed),
             changed = discovery.changed() => Some(changed),
+            () = shared.drain.draining(), if !draining => Some(Ok(())),
         };
         let now = match changed {
             // The one count that is a measure of time.
@@ -330,6 +355,9 @@ fn check(stream: &Stream, shared: &Shared) -> Result<(), Cut> {
             Some(Meshed::EnrolledUnmeshed { permissive: true, until }) if until.is_none_or(|end| now < end) => Ok(()),
             Some(Meshed::EnrolledUnmeshed { .. }) => {
                 Err(denied("plaintext-refused", format!("no Permissive covers plaintext to {endpoint} any longer")))
+            }
+            Some(Meshed::External) => {
+                Err(denied("external-now", format!("{endpoint} counts as outside of the cluster now")))
             }
             Some(Meshed::NotEnrolled) | None => Ok(()),
         },

@@ -7,7 +7,12 @@ use std::{
 
 use byrnie_proto::mesh::v1::{AppProtocol, DestinationKind};
 
-use super::{Member, Model, PodFacts, PortFacts, ServiceFacts};
+use super::{
+    Backend, Member, Model, PodFacts, PortFacts, ServiceFacts,
+    choice::{Choice, Near},
+    index::Port,
+};
+use crate::limits;
 
 /// The answer, as far as the source alone gives it.
 #[derive(Debug, Clone)]
@@ -20,17 +25,23 @@ pub struct Resolved {
     pub protocol: AppProtocol,
     /// Where connections may go.
     pub endpoints: Vec<ResolvedEndpoint>,
+    /// Which of them a client gets.
+    pub(super) choice: Choice,
 }
 
-/// One pod and the address at which it serves.
+/// An address at which somebody serves.
 #[derive(Debug, Clone)]
 pub struct ResolvedEndpoint {
-    /// The pod.
-    pub pod: Arc<PodFacts>,
+    /// Who.
+    pub backend: Backend,
     /// Where.
     pub address: SocketAddr,
     /// Is going away.
     pub terminating: bool,
+    /// The name of the node; empty: unknown.
+    pub node: Arc<str>,
+    /// The zone; empty: unknown.
+    pub zone: Arc<str>,
 }
 
 impl Model {
@@ -38,14 +49,35 @@ impl Model {
     pub fn resolve(&self, dialled: SocketAddr) -> Resolved {
         // An IPv4 address may come in IPv6 clothes from a socket that takes both.
         let address = dialled.ip().to_canonical();
-        if let Some(service) = self.by_cluster_ip.get(&address) {
-            return match service.ports.iter().find(|port| port.port == dialled.port()) {
-                Some(port) => Resolved::service(service, port, address),
+        let dialled = SocketAddr::new(address, dialled.port());
+        let known = &self.addresses;
+        if let Some(service) = known.cluster_ips.get(&address) {
+            return match service.port(dialled.port()) {
+                Some(port) => Resolved::service(service, port, address, service.choice),
                 None => Resolved::nothing(DestinationKind::UnknownInternal),
             };
         }
-        if let Some(pod) = self.by_address.get(&address) {
-            return self.resolve_pod(pod, SocketAddr::new(address, dialled.port()));
+        if let Some(pod) = known.pods.get(&address) {
+            return self.resolve_pod(pod, dialled);
+        }
+        if known.withheld.contains(&address) {
+            return Resolved::nothing(DestinationKind::UnknownInternal);
+        }
+        // Of these, addresses without such a port are whatever they are otherwise.
+        let on_node = known.nodes.contains(&address);
+        if let Some((pod, port)) = known.host_ports.get(&dialled).filter(|_| on_node) {
+            return pod.same_family(address).map_or_else(
+                || Resolved::nothing(DestinationKind::UnknownInternal),
+                |own| self.resolve_pod(pod, SocketAddr::new(own, *port)),
+            );
+        }
+        let by_node = known.node_ports.get(&dialled.port()).filter(|_| on_node);
+        if let Some(Port { service, number }) = known.external.get(&dialled).or(by_node)
+            && let Some(port) = service.port(*number)
+        {
+            // A policy for cluster-internal traffic is one for the cluster IP (KEP-2086).
+            let choice = Choice { near: Near::Anywhere, ..service.choice };
+            return Resolved::service(service, port, address, choice);
         }
         Resolved::nothing(if self.is_inside(address) {
             DestinationKind::UnknownInternal
@@ -59,7 +91,7 @@ impl Model {
     fn resolve_pod(&self, pod: &Arc<PodFacts>, address: SocketAddr) -> Resolved {
         let services = self.services_of.get(&pod.uid).map(Vec::as_slice).unwrap_or_default();
         let serves = |service: &&Arc<ServiceFacts>| {
-            let member = service.members.iter().find(|member| member.pod.uid == pod.uid);
+            let member = service.members.iter().find(|member| member.backend.is(pod));
             member.is_some_and(|member| service.ports.iter().any(|port| member.target(port) == Some(address.port())))
         };
         let mut headless = services.iter().filter(|service| service.is_headless()).filter(serves);
@@ -71,37 +103,53 @@ impl Model {
             kind: DestinationKind::Pod,
             service,
             protocol: pod.declared.get(&address.port()).copied().unwrap_or(AppProtocol::Unspecified),
-            endpoints: vec![ResolvedEndpoint { pod: pod.clone(), address, terminating: pod.terminating }],
+            endpoints: vec![ResolvedEndpoint {
+                backend: Backend::Pod(pod.clone()),
+                address,
+                terminating: pod.terminating,
+                node: pod.node.clone(),
+                zone: pod.zone.clone(),
+            }],
+            choice: Choice::default(),
         }
     }
 }
 
 impl Resolved {
-    fn service(service: &Arc<ServiceFacts>, port: &PortFacts, dialled: IpAddr) -> Self {
+    /// Whether the answer depends on who asks.
+    pub fn is_personal(&self) -> bool {
+        self.choice != Choice::default() || self.endpoints.len() > limits::ENDPOINTS
+    }
+
+    fn service(service: &Arc<ServiceFacts>, port: &PortFacts, dialled: IpAddr, choice: Choice) -> Self {
         let serving = service.members.iter().filter(|member| member.ready);
         let mut endpoints: Vec<ResolvedEndpoint> =
             serving.filter_map(|member| endpoint(member, port, dialled)).collect();
         endpoints.sort_by_key(|endpoint| endpoint.address);
         endpoints.dedup_by_key(|endpoint| endpoint.address);
-        Self { kind: DestinationKind::Service, service: service.place.clone(), protocol: port.protocol, endpoints }
+        let (kind, service, protocol) = (DestinationKind::Service, service.place.clone(), port.protocol);
+        Self { kind, service, protocol, endpoints, choice }
     }
 
     fn nothing(kind: DestinationKind) -> Self {
-        Self { kind, service: Arc::from(""), protocol: AppProtocol::Unspecified, endpoints: Vec::new() }
+        let (service, protocol) = (Arc::from(""), AppProtocol::Unspecified);
+        Self { kind, service, protocol, endpoints: Vec::new(), choice: Choice::default() }
     }
 }
 
 /// The member's address of the family that was dialled.
 fn endpoint(member: &Member, port: &PortFacts, dialled: IpAddr) -> Option<ResolvedEndpoint> {
-    let same_family = |address: &&IpAddr| address.is_ipv4() == dialled.is_ipv4();
-    let address = match &member.address {
-        Some(address) => Some(address).filter(same_family),
-        None => member.pod.addresses.iter().find(same_family),
+    let address = match (&member.address, &member.backend) {
+        (Some(address), _) => Some(*address).filter(|address| address.is_ipv4() == dialled.is_ipv4()),
+        (None, Backend::Pod(pod)) => pod.same_family(dialled),
+        (None, Backend::Node(_) | Backend::External(_)) => None,
     }?;
     let target = member.target(port)?;
     Some(ResolvedEndpoint {
-        pod: member.pod.clone(),
-        address: SocketAddr::new(*address, target),
+        backend: member.backend.clone(),
+        address: SocketAddr::new(address, target),
         terminating: member.terminating,
+        node: member.node.clone(),
+        zone: member.zone.clone(),
     })
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -11,8 +11,9 @@ use byrnie_api::{CaptureExclusions, labels};
 use byrnie_identity::{SpiffeId, TrustDomain};
 use byrnie_policy::Policies;
 use byrnie_proto::mesh::v1 as proto;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodSpec, PodStatus};
 
+use super::service::port_number;
 use crate::source::MeshedBy;
 
 /// A pod of the source.
@@ -59,6 +60,8 @@ pub struct PodFacts {
     /// What its Services declare of its ports.
     pub declared: BTreeMap<u16, proto::AppProtocol>,
     named_ports: HashMap<String, u16>,
+    /// Address (`None`: any of the node's) and port on the node, and the pod's port to which it leads.
+    host_ports: Vec<(Option<IpAddr>, u16, u16)>,
 }
 
 impl PodFacts {
@@ -101,8 +104,8 @@ impl PodFacts {
             service_account: service_account.into(),
             spiffe_id,
             workload: format!("{namespace}/{}", workload_name(pod, name)).into(),
-            addresses: if host_network { Vec::new() } else { addresses("status.podIPs", pod_ips(pod))? },
-            node_addresses: addresses("status.hostIPs", host_ips(pod))?,
+            addresses: addresses("status.podIPs", pod.status.iter().flat_map(pod_ips).filter(|_| !host_network))?,
+            node_addresses: node_addresses(pod, host_network)?,
             node: spec.node_name.as_deref().unwrap_or_default().into(),
             host_network,
             zone: labels.get("topology.kubernetes.io/zone").map(String::as_str).unwrap_or_default().into(),
@@ -114,7 +117,8 @@ impl PodFacts {
             exclusions,
             policies: Policies::default(),
             declared: BTreeMap::new(),
-            named_ports: named_ports(pod),
+            named_ports: named_ports(spec),
+            host_ports: host_ports(spec),
             labels,
         };
         Ok((facts, notes))
@@ -123,6 +127,21 @@ impl PodFacts {
     /// The number of a named container port.
     pub fn named_port(&self, name: &str) -> Option<u16> {
         self.named_ports.get(name).copied()
+    }
+
+    /// Where it serves: its own address of the same family, or where it has none of its own, its node's.
+    pub fn same_family(&self, dialled: IpAddr) -> Option<IpAddr> {
+        let addresses = if self.host_network { &self.node_addresses } else { &self.addresses };
+        addresses.iter().find(|address| address.is_ipv4() == dialled.is_ipv4()).copied()
+    }
+
+    /// Places on its node that lead to a port of it.
+    pub fn host_ports(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
+        let own = self.host_ports.iter().filter(|_| !self.host_network);
+        own.flat_map(|(only, on_node, port)| {
+            let nodes = self.node_addresses.iter().filter(move |address| only.is_none_or(|only| only == **address));
+            nodes.map(move |address| (SocketAddr::new(*address, *on_node), *port))
+        })
     }
 
     /// `namespace/name` of the pod itself.
@@ -168,16 +187,20 @@ fn capture_arguments(spec: &PodSpec) -> impl Iterator<Item = &str> {
     capture.into_iter().flat_map(|capture| capture.command.iter().chain(&capture.args).flatten()).map(String::as_str)
 }
 
-fn pod_ips(pod: &Pod) -> impl Iterator<Item = &str> {
-    pod.status.iter().flat_map(|status| {
-        status.pod_ip.as_deref().into_iter().chain(status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()))
-    })
+/// As they stand in a pod's status.
+pub(super) fn pod_ips(status: &PodStatus) -> impl Iterator<Item = &str> {
+    status.pod_ip.as_deref().into_iter().chain(status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()))
 }
 
-fn host_ips(pod: &Pod) -> impl Iterator<Item = &str> {
-    pod.status.iter().flat_map(|status| {
-        status.host_ip.as_deref().into_iter().chain(status.host_ips.iter().flatten().map(|ip| ip.ip.as_str()))
-    })
+fn host_ips(status: &PodStatus) -> impl Iterator<Item = &str> {
+    status.host_ip.as_deref().into_iter().chain(status.host_ips.iter().flatten().map(|ip| ip.ip.as_str()))
+}
+
+/// A pod on its node's network says the node's addresses as its own.
+fn node_addresses(pod: &Pod, host_network: bool) -> Result<Vec<IpAddr>, String> {
+    let status = || pod.status.iter();
+    let of_pod = status().flat_map(pod_ips).filter(|_| host_network);
+    addresses("status.hostIPs", status().flat_map(host_ips).chain(of_pod))
 }
 
 fn addresses<'a>(place: &str, texts: impl Iterator<Item = &'a str>) -> Result<Vec<IpAddr>, String> {
@@ -223,21 +246,31 @@ fn workload_name<'a>(pod: &'a Pod, name: &'a str) -> &'a str {
     }
 }
 
-fn named_ports(pod: &Pod) -> HashMap<String, u16> {
-    let Some(spec) = &pod.spec else {
-        return HashMap::new();
-    };
-    let sidecars =
-        spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
-    let containers: Vec<&Container> = spec.containers.iter().chain(sidecars).collect();
-    let ports = containers.iter().flat_map(|container| container.ports.iter().flatten());
-    let tcp = ports.filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
+fn named_ports(spec: &PodSpec) -> HashMap<String, u16> {
     let mut named = HashMap::new();
-    for port in tcp {
+    for port in tcp_ports(spec) {
         if let (Some(name), Ok(number)) = (&port.name, u16::try_from(port.container_port)) {
             // Of two of the same name the first counts, as in Kubernetes.
             named.entry(name.clone()).or_insert(number);
         }
     }
     named
+}
+
+fn host_ports(spec: &PodSpec) -> Vec<(Option<IpAddr>, u16, u16)> {
+    let host_port = |port: &ContainerPort| {
+        let on_node = port.host_port.and_then(port_number)?;
+        let address =
+            port.host_ip.as_deref().filter(|text| !text.is_empty()).map(str::parse::<IpAddr>).transpose().ok()?;
+        let address = address.map(|address| address.to_canonical()).filter(|address| !address.is_unspecified());
+        Some((address, on_node, port_number(port.container_port)?))
+    };
+    tcp_ports(spec).filter_map(host_port).collect()
+}
+
+fn tcp_ports(spec: &PodSpec) -> impl Iterator<Item = &ContainerPort> {
+    let sidecars =
+        spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+    ports.filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")))
 }

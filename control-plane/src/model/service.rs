@@ -1,17 +1,17 @@
 //! What the mesh needs to know of a Service.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use byrnie_proto::mesh::v1::AppProtocol;
 use k8s_openapi::{
-    api::{
-        core::v1::{Service, ServicePort, ServiceSpec},
-        discovery::v1::EndpointSlice,
-    },
+    api::core::v1::{Service, ServicePort, ServiceSpec},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::PodFacts;
+use super::{
+    PodFacts,
+    choice::{Choice, Near},
+};
 
 /// A Service of the source.
 #[derive(Debug, Clone)]
@@ -22,12 +22,15 @@ pub struct ServiceFacts {
     pub namespace: Arc<str>,
     /// Empty for a headless Service.
     pub cluster_ips: Vec<IpAddr>,
+    /// Other addresses that lead to it: `externalIPs`, and those that a load balancer has.
+    pub external_ips: Vec<IpAddr>,
     /// TCP ports.
     pub ports: Vec<PortFacts>,
     /// `None`: its endpoints are in EndpointSlices.
     pub selector: Option<BTreeMap<String, String>>,
     /// Endpoints count also while they are not ready.
     pub publish_not_ready: bool,
+    pub(super) choice: Choice,
     /// What stands behind it; the model fills it in.
     pub members: Vec<Member>,
 }
@@ -41,6 +44,8 @@ pub struct PortFacts {
     pub port: u16,
     /// The pods' port.
     pub target: Target,
+    /// The port of every node that leads to it.
+    pub node_port: Option<u16>,
     /// What is spoken there.
     pub protocol: AppProtocol,
 }
@@ -54,17 +59,32 @@ pub enum Target {
     Name(String),
 }
 
-/// A pod behind a Service.
+/// Who serves at an endpoint.
+#[derive(Debug, Clone)]
+pub enum Backend {
+    /// A pod.
+    Pod(Arc<PodFacts>),
+    /// A node, or the API server: in the cluster, and never in the mesh.
+    Node(IpAddr),
+    /// Somebody outside of the cluster.
+    External(IpAddr),
+}
+
+/// What stands behind a Service.
 #[derive(Debug, Clone)]
 pub struct Member {
-    /// The pod.
-    pub pod: Arc<PodFacts>,
-    /// Only this address of it; `None`: any.
+    /// Who.
+    pub backend: Backend,
+    /// Only this address; `None`: any of the pod's.
     pub address: Option<IpAddr>,
     /// May take connections.
     pub ready: bool,
     /// Is going away.
     pub terminating: bool,
+    /// The name of its node; empty: unknown.
+    pub node: Arc<str>,
+    /// Its zone; empty: unknown.
+    pub zone: Arc<str>,
     /// What an EndpointSlice says of its ports, by the Service port's name; `None`: the Service port's target.
     pub ports: Option<Arc<BTreeMap<String, u16>>>,
 }
@@ -76,10 +96,15 @@ impl ServiceFacts {
     /// Why it can't be in the model: nothing of it is in force then, and its addresses are refused.
     pub(super) fn read(service: &Service, namespace: &str, name: &str) -> Result<(Self, Vec<String>), String> {
         let spec = service.spec.as_ref().ok_or("spec: expected a Service's, found none")?;
-        refuse_unsupported(spec)?;
         let mut notes = Vec::new();
-        if spec.traffic_distribution.is_some() {
-            notes.push("spec.trafficDistribution: not supported yet; endpoints of all zones are used".to_owned());
+        match spec.type_.as_deref() {
+            None | Some("" | "ClusterIP" | "NodePort" | "LoadBalancer") => {}
+            Some("ExternalName") => return Ok((Self::alias(namespace, name), vec![ALIAS.to_owned()])),
+            Some(other) => {
+                return Err(format!(
+                    "spec.type: expected ClusterIP, NodePort, LoadBalancer or ExternalName, found {other:?}"
+                ));
+            }
         }
         let mut ports = Vec::new();
         for port in spec.ports.iter().flatten() {
@@ -94,26 +119,39 @@ impl ServiceFacts {
             place: format!("{namespace}/{name}").into(),
             namespace: namespace.into(),
             cluster_ips: cluster_ips(spec)?,
+            external_ips: external_ips(service, spec, &mut notes),
             ports,
             selector: spec.selector.clone().filter(|selector| !selector.is_empty()),
             publish_not_ready: spec.publish_not_ready_addresses == Some(true),
+            choice: choice(spec, &mut notes)?,
             members: Vec::new(),
         };
         Ok((facts, notes))
     }
 
+    /// Nothing but a name in the DNS.
+    fn alias(namespace: &str, name: &str) -> Self {
+        Self {
+            place: format!("{namespace}/{name}").into(),
+            namespace: namespace.into(),
+            cluster_ips: Vec::new(),
+            external_ips: Vec::new(),
+            ports: Vec::new(),
+            selector: None,
+            publish_not_ready: false,
+            choice: Choice::default(),
+            members: Vec::new(),
+        }
+    }
+
+    /// The port of this number.
+    pub fn port(&self, number: u16) -> Option<&PortFacts> {
+        self.ports.iter().find(|port| port.port == number)
+    }
+
     /// Whether its pods' addresses stand for themselves.
     pub fn is_headless(&self) -> bool {
         self.cluster_ips.is_empty()
-    }
-
-    /// Whether its selector, if it has one, selects the pod.
-    pub(super) fn selects(&self, pod: &PodFacts) -> bool {
-        self.namespace == pod.namespace
-            && self
-                .selector
-                .as_ref()
-                .is_some_and(|selector| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value)))
     }
 }
 
@@ -130,87 +168,93 @@ impl PortFacts {
             }
         };
         let protocol = app_protocol(port.app_protocol.as_deref().unwrap_or_default());
-        Ok(Self { name: port.name.clone().unwrap_or_default(), port: number, target, protocol })
+        let node_port = port.node_port.and_then(port_number);
+        Ok(Self { name: port.name.clone().unwrap_or_default(), port: number, target, node_port, protocol })
+    }
+}
+
+impl Backend {
+    /// A pod's UID; else the address.
+    pub fn name(&self) -> Cow<'_, str> {
+        match self {
+            Self::Pod(pod) => Cow::Borrowed(&*pod.uid),
+            Self::Node(address) | Self::External(address) => Cow::Owned(address.to_string()),
+        }
+    }
+
+    /// Whether it is this pod.
+    pub fn is(&self, pod: &PodFacts) -> bool {
+        matches!(self, Self::Pod(itself) if itself.uid == pod.uid)
     }
 }
 
 impl Member {
     pub(super) fn selected(pod: &Arc<PodFacts>, publish_not_ready: bool) -> Self {
         Self {
-            pod: pod.clone(),
+            backend: Backend::Pod(pod.clone()),
             address: None,
             ready: pod.ready || publish_not_ready,
             terminating: pod.terminating,
+            node: pod.node.clone(),
+            zone: pod.zone.clone(),
             ports: None,
         }
     }
 
     /// The pod's port that stands behind a port of the Service; `None`: this pod does not serve it.
     pub fn target(&self, port: &PortFacts) -> Option<u16> {
-        match (&self.ports, &port.target) {
-            (Some(ports), _) => ports.get(&port.name).copied(),
-            (None, Target::Number(number)) => Some(*number),
-            (None, Target::Name(name)) => self.pod.named_port(name),
+        match (&self.ports, &port.target, &self.backend) {
+            (Some(ports), _, _) => ports.get(&port.name).copied(),
+            (None, Target::Number(number), _) => Some(*number),
+            (None, Target::Name(name), Backend::Pod(pod)) => pod.named_port(name),
+            (None, Target::Name(_), Backend::Node(_) | Backend::External(_)) => None,
         }
     }
 }
 
-/// The members that an EndpointSlice names, and what of it is not in force.
-pub(super) fn slice_members(
-    slice: &EndpointSlice,
-    publish_not_ready: bool,
-    pod_at: impl Fn(IpAddr) -> Option<Arc<PodFacts>>,
-) -> Result<(Vec<Member>, Vec<String>), String> {
-    if !matches!(slice.address_type.as_str(), "IPv4" | "IPv6") {
-        return Err(format!("addressType {}: not supported yet; expected IPv4 or IPv6", slice.address_type));
-    }
-    let tcp = slice.ports.iter().flatten().filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
-    let ports = tcp.filter_map(|port| Some((port.name.clone().unwrap_or_default(), port_number(port.port?)?)));
-    let ports: Arc<BTreeMap<String, u16>> = Arc::new(ports.collect());
-    let (mut members, mut notes) = (Vec::new(), Vec::new());
-    for endpoint in slice.endpoints.iter().flatten() {
-        let conditions = endpoint.conditions.clone().unwrap_or_default();
-        // Kubernetes: all addresses of an endpoint are the same; consumers use the first.
-        let Some(text) = endpoint.addresses.first() else {
-            continue;
-        };
-        let address: IpAddr = text.parse().map_err(|_| format!("endpoints: expected IP addresses, found {text:?}"))?;
-        let address = address.to_canonical();
-        let Some(pod) = pod_at(address) else {
-            notes.push(format!(
-                "endpoint {address}: not supported yet, because it is no pod's address; it gets no connections"
-            ));
-            continue;
-        };
-        members.push(Member {
-            address: Some(address),
-            ready: conditions.ready.unwrap_or(true) || publish_not_ready,
-            terminating: conditions.terminating.unwrap_or(false) || pod.terminating,
-            ports: Some(ports.clone()),
-            pod,
-        });
-    }
-    Ok((members, notes))
+const ALIAS: &str = "spec.type ExternalName: a name in the DNS only; what it stands for is judged by its address";
+
+fn choice(spec: &ServiceSpec, notes: &mut Vec<String>) -> Result<Choice, String> {
+    let unknown =
+        |field: &str, expected: &str, found: &str| Err(format!("spec.{field}: expected {expected}, found {found:?}"));
+    let lasting = match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => false,
+        Some("ClientIP") => true,
+        Some(other) => return unknown("sessionAffinity", "None or ClientIP", other),
+    };
+    let preferred = match spec.traffic_distribution.as_deref() {
+        None | Some("") => Near::Anywhere,
+        Some("PreferClose" | "PreferSameZone") => Near::PreferZone,
+        Some("PreferSameNode") => Near::PreferNode,
+        // A preference: whoever does not know it may pass it over.
+        Some(other) => {
+            notes.push(format!("spec.trafficDistribution {other}: not supported yet; endpoints of all zones are used"));
+            Near::Anywhere
+        }
+    };
+    let near = match spec.internal_traffic_policy.as_deref() {
+        None | Some("" | "Cluster") => preferred,
+        Some("Local") => Near::OnNode,
+        Some(other) => return unknown("internalTrafficPolicy", "Cluster or Local", other),
+    };
+    Ok(Choice { near, lasting })
 }
 
-fn refuse_unsupported(spec: &ServiceSpec) -> Result<(), String> {
-    let refused = |what: &str, expected: &str| Err(format!("{what}: not supported yet; expected {expected}"));
-    match spec.type_.as_deref() {
-        None | Some("" | "ClusterIP") => {}
-        Some(other) => return refused(&format!("spec.type {other}"), "ClusterIP"),
+/// A load balancer's address of mode `Proxy` leads out to that balancer, and is not the Service (KEP-1860).
+fn external_ips(service: &Service, spec: &ServiceSpec, notes: &mut Vec<String>) -> Vec<IpAddr> {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|balancer| balancer.ingress.as_ref());
+    let balanced = ingress.into_iter().flatten().filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+    let texts = spec.external_ips.iter().flatten().chain(balanced.filter_map(|ingress| ingress.ip.as_ref()));
+    let mut addresses = Vec::new();
+    for text in texts {
+        match text.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            Ok(address) if !addresses.contains(&address) => addresses.push(address),
+            Ok(_) => {}
+            Err(_) => notes.push(format!("external address: expected an IP address, found {text:?}; it is not taken")),
+        }
     }
-    match spec.session_affinity.as_deref() {
-        None | Some("" | "None") => {}
-        Some(other) => return refused(&format!("spec.sessionAffinity {other}"), "None"),
-    }
-    match spec.internal_traffic_policy.as_deref() {
-        None | Some("" | "Cluster") => {}
-        Some(other) => return refused(&format!("spec.internalTrafficPolicy {other}"), "Cluster"),
-    }
-    if spec.external_ips.as_ref().is_some_and(|addresses| !addresses.is_empty()) {
-        return refused("spec.externalIPs", "none");
-    }
-    Ok(())
+    addresses
 }
 
 fn cluster_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>, String> {
@@ -255,6 +299,6 @@ fn app_protocol(name: &str) -> AppProtocol {
     }
 }
 
-fn port_number(number: i32) -> Option<u16> {
+pub(super) fn port_number(number: i32) -> Option<u16> {
     u16::try_from(number).ok().filter(|number| *number != 0)
 }

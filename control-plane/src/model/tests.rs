@@ -1,10 +1,13 @@
+mod kubernetes;
+mod services;
+
 use std::{
     net::SocketAddr,
     time::{Duration, SystemTime},
 };
 
 use byrnie_identity::{Clock, authority::CertificateAuthority};
-use byrnie_proto::mesh::v1::{Destination, DestinationKind, Endpoint, Meshed, resource::Body};
+use byrnie_proto::mesh::v1::{AppProtocol, Destination, DestinationKind, Endpoint, Meshed, resource::Body};
 
 use super::*;
 use crate::{
@@ -173,38 +176,6 @@ fn a_headless_services_pod_stands_for_itself_and_names_the_service_where_there_i
     assert_eq!(dial(&one, "10.0.0.1:1").service, "");
     let two = view(&with(&format!("{}---\n{}", service("a"), service("b"))), &[]);
     assert_eq!(dial(&two, "10.0.0.1:5432").service, "");
-}
-
-#[test]
-fn an_endpoint_slice_serves_a_service_without_selector_and_only_pods_of_it() {
-    let slice = "apiVersion: v1\nkind: Service\nmetadata: {name: manual, namespace: shop}\nspec: {clusterIP: 10.1.0.5, ports: [{name: x, port: 80}]}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: manual-1, namespace: shop, labels: {kubernetes.io/service-name: manual}}\naddressType: IPv4\nports: [{name: x, port: 8081}]\nendpoints: [{addresses: [10.0.0.1]}, {addresses: [192.0.2.9]}]\n";
-    let view = view(&with(slice), &[]);
-    let found = dial(&view, "10.1.0.5:80");
-    assert_eq!(found.endpoints.iter().map(at).collect::<Vec<_>>(), ["10.0.0.1:8081".parse().unwrap()]);
-    let status = status(&view.model, "EndpointSlice shop/manual-1");
-    assert!(status.accepted && status.message.contains("192.0.2.9: not supported yet"), "{}", status.message);
-}
-
-#[test]
-fn what_a_service_asks_for_and_does_not_get_refuses_it() {
-    for spec in [
-        "type: NodePort",
-        "type: ExternalName, externalName: example.com",
-        "sessionAffinity: ClientIP",
-        "internalTrafficPolicy: Local",
-        "externalIPs: [192.0.2.1]",
-    ] {
-        let service = format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: shop}}\nspec: {{clusterIP: 10.1.0.9, {spec}, selector: {{app: db}}, ports: [{{port: 80}}]}}\n"
-        );
-        let view = view(&with(&service), &[]);
-        let status = status(&view.model, "Service shop/s");
-        assert!(!status.accepted && status.message.contains("not supported yet"), "{spec}: {}", status.message);
-        assert_eq!(dial(&view, "10.1.0.9:80").kind(), DestinationKind::UnknownInternal, "{spec}");
-    }
-    let base = model(BASE);
-    let udp = status(&base, "Service shop/db");
-    assert!(udp.accepted && udp.message.contains("UDP is not carried"), "{}", udp.message);
 }
 
 #[test]
@@ -384,58 +355,4 @@ fn where_services_disagree_on_a_port_nothing_is_declared_however_many_they_are()
     };
     let view = view(&(BASE.to_owned() + &service("a", "http") + &service("b", "grpc") + &service("c", "http")), &[]);
     assert_eq!(dial(&view, "10.0.0.1:80").protocol(), AppProtocol::Unspecified);
-}
-
-/// The same objects as if the API server had told of them.
-fn in_kubernetes(yaml: &str) -> MeshView {
-    let home = tempfile::tempdir().unwrap();
-    std::fs::write(home.path().join("mesh.yaml"), yaml).unwrap();
-    let mut objects = Objects::clone(&DirectorySource::open(home.path()).unwrap().objects().borrow());
-    objects.meshed_by = MeshedBy::Sidecar;
-    let settings = Arc::new(settings(&objects, None).unwrap());
-    MeshView { model: Arc::new(Model::build(&objects, &settings)), ..view(BASE, &[]) }
-}
-
-/// A pod with both of our containers.
-fn injected(name: &str, address: &str, capture: &str) -> String {
-    format!(
-        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, uid: u-{name}, labels: {{app: {name}}}, annotations: {{byrnie.dev/exclude-inbound-ports: '1'}}}}\nspec: {{nodeName: n1, initContainers: [{{name: byrnie-capture, command: [/byrnie-proxy, capture, apply, {capture}]}}, {{name: byrnie-proxy, restartPolicy: Always}}], containers: [{{name: c}}]}}\nstatus: {{podIP: {address}, hostIP: 192.0.2.1, phase: Running}}\n"
-    )
-}
-
-#[test]
-fn in_kubernetes_a_pod_is_meshed_by_its_spec_and_its_exclusions_are_those_of_the_capture_container() {
-    let view = in_kubernetes(&with(&injected("web", "10.0.0.7", "'--exclude-inbound-ports=9090'")));
-    let endpoint = |address: &str| dial(&view, address).endpoints[0].clone();
-    let web = endpoint("10.0.0.7:80");
-    assert_eq!((web.meshed(), web.spiffe_id.as_str()), (Meshed::Yes, "spiffe://cluster.local/ns/shop/sa/default"));
-    assert_eq!(endpoint("10.0.0.7:9090").meshed(), Meshed::EnrolledUnmeshed);
-    assert_eq!(endpoint("10.0.0.7:1").meshed(), Meshed::Yes, "an annotation can be changed at any time");
-    assert_eq!(endpoint("10.0.0.1:80").meshed(), Meshed::EnrolledUnmeshed);
-    assert_eq!(endpoint("10.0.0.2:80").meshed(), Meshed::NotEnrolled);
-    let outside =
-        with(&injected("web", "10.0.0.7", "'--exclude-inbound-ports=9090'")).replace("mesh: enabled", "mesh: disabled");
-    let view = in_kubernetes(&outside);
-    let found = |address: &str| dial(&view, address).endpoints[0].meshed();
-    assert_eq!(found("10.0.0.7:80"), Meshed::Yes, "its proxy is still there");
-    assert_eq!(found("10.0.0.7:9090"), Meshed::EnrolledUnmeshed);
-}
-
-#[test]
-fn in_kubernetes_a_pod_that_should_be_meshed_and_is_not_is_listed() {
-    let view = in_kubernetes(&with(&injected("web", "10.0.0.7", "'--prove'")));
-    let status = status(&view.model, "Pod shop/db-0");
-    assert!(status.accepted && status.message.starts_with("should be meshed and is not"), "{}", status.message);
-    assert!(!view.model.statuses.iter().any(|status| status.object == "Pod shop/web"), "nothing to say of it");
-}
-
-#[test]
-fn a_pod_on_its_nodes_network_is_known_and_its_nodes_address_is_not_taken_for_its_own() {
-    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: agent, namespace: shop, uid: u-agent}\nspec: {hostNetwork: true, containers: []}\nstatus: {podIP: 192.0.2.1, hostIP: 192.0.2.1}\n";
-    let view = in_kubernetes(&with(pod));
-    let agent = view.model.pod_by_uid("u-agent").unwrap();
-    assert_eq!((agent.host_network, agent.injected, agent.addresses.len()), (true, false, 0));
-    assert!(view.model.pod_by_address("192.0.2.1".parse().unwrap()).is_none());
-    let status = status(&view.model, "Pod shop/agent");
-    assert!(status.accepted && status.message.contains("outside of the mesh"), "{}", status.message);
 }

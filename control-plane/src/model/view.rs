@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::SystemTime,
 };
@@ -11,8 +11,8 @@ use byrnie_identity::TrustBundle;
 use byrnie_policy::MtlsMode;
 use byrnie_proto::mesh::v1::{Bundle, DeclaredPort, Destination, Endpoint, Meshed, Self_, resource::Body};
 
-use super::{Model, PodFacts, Resolved, ResolvedEndpoint, subset::subset};
-use crate::{hub::View, journal::unix, limits, source::MeshedBy};
+use super::{Backend, Model, PodFacts, Resolved, ResolvedEndpoint, choice::choose};
+use crate::{hub::View, journal::unix, source::MeshedBy};
 
 /// Everything that answers are made of, at one moment.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ impl View for MeshView {
             return true;
         }
         let dialled = name.strip_prefix(DESTINATION).and_then(|text| text.parse().ok());
-        dialled.is_some_and(|dialled| self.model.resolve(dialled).endpoints.len() > limits::ENDPOINTS)
+        dialled.is_some_and(|dialled| self.model.resolve(dialled).is_personal())
     }
 
     fn answer(&self, name: &str, viewer: &Arc<str>) -> Body {
@@ -96,11 +96,11 @@ impl MeshView {
         }
     }
 
-    /// The whole answer, at most [`limits::ENDPOINTS`] endpoints.
+    /// The whole answer, at most [`crate::limits::ENDPOINTS`] endpoints.
     pub fn destination(&self, dialled: SocketAddr, viewer: &str) -> Destination {
-        let Resolved { kind, service, protocol, endpoints } = self.model.resolve(dialled);
-        let zone = self.model.pod_by_uid(viewer).map(|pod| pod.zone.clone());
-        let endpoints = subset(endpoints, viewer, zone.as_deref().unwrap_or_default());
+        let Resolved { kind, service, protocol, endpoints, choice } = self.model.resolve(dialled);
+        let client = self.model.pod_by_uid(viewer).map(|pod| &**pod);
+        let endpoints = choose(endpoints, choice, viewer, client);
         let mut modes = BTreeMap::new();
         Destination {
             kind: kind.into(),
@@ -111,30 +111,37 @@ impl MeshView {
     }
 
     fn endpoint(&self, endpoint: &ResolvedEndpoint, modes: &mut BTreeMap<(Arc<str>, u16), (bool, i64)>) -> Endpoint {
-        let (pod, port) = (&endpoint.pod, endpoint.address.port());
-        let meshed = self.meshed(pod, port);
-        let (permissive, permissive_until) = match meshed {
-            Meshed::EnrolledUnmeshed => {
-                *modes.entry((pod.uid.clone(), port)).or_insert_with(|| self.permissive(pod, port))
-            }
-            _ => (false, 0),
-        };
-        Endpoint {
-            address: match endpoint.address.ip() {
-                std::net::IpAddr::V4(address) => address.octets().to_vec(),
-                std::net::IpAddr::V6(address) => address.octets().to_vec(),
+        let (address, port) = (endpoint.address.ip(), endpoint.address.port());
+        let mut answer = Endpoint {
+            address: match address {
+                IpAddr::V4(address) => address.octets().to_vec(),
+                IpAddr::V6(address) => address.octets().to_vec(),
             },
             port: u32::from(port),
             weight: WEIGHT,
-            zone: pod.zone.to_string(),
-            workload: pod.workload.to_string(),
-            pod_uid: pod.uid.to_string(),
-            meshed: meshed.into(),
-            spiffe_id: if meshed == Meshed::Yes { pod.spiffe_id.to_string() } else { String::new() },
-            permissive,
-            permissive_until,
+            zone: endpoint.zone.to_string(),
+            workload: address.to_string(),
             terminating: endpoint.terminating,
+            ..Endpoint::default()
+        };
+        let pod = match &endpoint.backend {
+            Backend::Pod(pod) => pod,
+            Backend::Node(_) => return Endpoint { meshed: Meshed::NotEnrolled.into(), ..answer },
+            Backend::External(_) => return Endpoint { meshed: Meshed::External.into(), ..answer },
+        };
+        answer.workload = pod.workload.to_string();
+        answer.pod_uid = pod.uid.to_string();
+        let meshed = self.meshed(pod, port);
+        answer.meshed = meshed.into();
+        match meshed {
+            Meshed::Yes => answer.spiffe_id = pod.spiffe_id.to_string(),
+            Meshed::EnrolledUnmeshed => {
+                (answer.permissive, answer.permissive_until) =
+                    *modes.entry((pod.uid.clone(), port)).or_insert_with(|| self.permissive(pod, port));
+            }
+            Meshed::NotEnrolled | Meshed::External | Meshed::Unspecified => {}
         }
+        answer
     }
 
     /// A fact, not a wish: the pod has a proxy with an identity, and its capture includes the port.

@@ -168,6 +168,7 @@ fn endpoint(endpoint: &Endpoint) -> Value {
         Meshed::Yes(id) => ("yes", Some(id.as_str()), false),
         Meshed::EnrolledUnmeshed { permissive, .. } => ("enrolled-unmeshed", None, *permissive),
         Meshed::NotEnrolled => ("not-enrolled", None, false),
+        Meshed::External => ("external", None, false),
     };
     json!({
         "address": endpoint.address,

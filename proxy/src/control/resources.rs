@@ -46,7 +46,13 @@ fn take_self(shared: &Shared, body: Body) -> Result<(), String> {
             {
                 return Err(format!("expected {}, found {}", held.svid.id(), own.spiffe_id));
             }
+            let terminating = own.terminating;
             shared.control.take_own(own);
+            if terminating && !shared.drain.is_draining() {
+                tracing::info!("the pod is being deleted: draining");
+                shared.drain.begin();
+                shared.telemetry.touch();
+            }
             Ok(())
         }
         Body::Error(reason) => {

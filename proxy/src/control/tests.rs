@@ -258,6 +258,8 @@ async fn what_is_said_of_this_pod_is_taken_and_acknowledged() {
     opened.say("self", 3, Some(Body::Self_(own()))).await;
     tokio::time::timeout(WAIT, changed.changed()).await.unwrap().unwrap();
     assert!(pair.shared.control.own().unwrap().terminating);
+    // A pod that is being deleted drains.
+    tokio::time::timeout(WAIT, pair.shared.drain.draining()).await.unwrap();
     assert!(matches!(opened.next_word().await, Message::Ack(ack) if (ack.name.as_str(), ack.version) == ("self", 3)));
 }
 

@@ -60,7 +60,11 @@ impl Inbound {
     async fn source_is_meshed(&self) -> bool {
         let asked = std::net::SocketAddr::new(self.source.ip(), self.dialled.0.port());
         match self.shared.discovery.lookup(OriginalDestination(asked)).await {
-            Ok(source) => source.endpoints.iter().any(|endpoint| matches!(endpoint.meshed, Meshed::Yes(_))),
+            // A node's address may stand for a meshed pod's host port, and is not that pod as a source.
+            Ok(source) => source.endpoints.iter().any(|endpoint| {
+                let itself = endpoint.address.ip().to_canonical() == self.source.ip().to_canonical();
+                itself && matches!(endpoint.meshed, Meshed::Yes(_))
+            }),
             // Not known is not a proof: it is held to what a meshed pod is held to.
             Err(_) => true,
         }

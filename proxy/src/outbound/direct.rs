@@ -78,9 +78,13 @@ impl Outbound {
     }
 
     /// Out of the cluster, where egress policy allows it.
-    pub(super) async fn egress(&self, connection: &mut Connection) -> Result<Ended, Failed> {
+    pub(super) async fn egress(
+        &self,
+        connection: &mut Connection,
+        destination: SocketAddr,
+        early: &mut Early,
+    ) -> Result<Ended, Failed> {
         let fail = |cause, reason| Err(Failed { cause, reason, retryable: false });
-        let destination: SocketAddr = self.dialled.0;
         connection.kind(EdgeKind::Egress);
         connection.destination(destination.to_string().into(), None);
         let registered = self.shared.streams.register(Grounds::Egress { destination }, None);
@@ -99,7 +103,7 @@ impl Outbound {
             Err(error) => fail(error.cause(), error.to_string()),
             Ok(other) => {
                 connection.plaintext();
-                Ok(self.carry(other, &registered, &mut Early::default()).await)
+                Ok(self.carry(other, &registered, early).await)
             }
         }
     }

@@ -4,11 +4,12 @@ mod soak;
 
 use std::time::Duration;
 
+use byrnie_policy::{DefaultAction, Policies};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::model::AppProtocol;
-use crate::test_support::{connected, id, listener};
+use crate::test_support::{connected, id, listener, own_pod};
 use crate::tunnel::tests::Rig;
 
 fn endpoint(address: SocketAddr, service_account: &str, weight: u32) -> Endpoint {
@@ -56,6 +57,30 @@ async fn what_was_said_to_an_endpoint_that_refused_is_said_to_the_pod_itself() {
     assert_eq!(request, b"a request in full");
     drop(application);
     near.read_to_end(&mut request).await.unwrap();
+    carried.await.unwrap();
+}
+
+#[tokio::test]
+async fn behind_a_service_what_is_outside_is_reached_only_as_egress_policy_says() {
+    let rig = Rig::new().await;
+    let (outside, address) = listener().await;
+    let external = Endpoint { meshed: Meshed::External, ..endpoint(address, "outside", 1) };
+    let (mut near, carried) = dial(&rig, &Worker::new(), service(vec![external.clone()])).await;
+    near.read_to_end(&mut vec![]).await.unwrap_err();
+    carried.await.unwrap();
+
+    let policies = Policies { egress_default: DefaultAction::Allow, ..Policies::default() };
+    rig.client.control.take_own(own_pod("web", policies));
+    let (mut near, carried) = dial(&rig, &Worker::new(), service(vec![external])).await;
+    near.write_all(b"as it is").await.unwrap();
+    near.shutdown().await.unwrap();
+    // The first connection never came.
+    let (mut other, _) = outside.accept().await.unwrap();
+    let mut said = vec![];
+    other.read_to_end(&mut said).await.unwrap();
+    assert_eq!(said, b"as it is");
+    drop(other);
+    near.read_to_end(&mut said).await.unwrap();
     carried.await.unwrap();
 }
 

@@ -11,6 +11,7 @@ use byrnie_redirect::{Capture, CaptureConfig, NfTables};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::logs::{AccessLine, Log};
@@ -162,11 +163,13 @@ impl Pod {
         listener.set_nonblocking(true).expect("a listener without blocking");
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener in the runtime");
         let accepted = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&accepted);
+        let (counter, retiring) = (Arc::clone(&accepted), Arc::new(Notify::new()));
+        let retired = Arc::clone(&retiring);
         let task = tokio::spawn(async move {
             let mut served = tokio::task::JoinSet::new();
             loop {
                 tokio::select! {
+                    () = retired.notified() => break,
                     connection = listener.accept() => {
                         let Ok((stream, _)) = connection else { continue };
                         counter.fetch_add(1, Ordering::Relaxed);
@@ -176,8 +179,10 @@ impl Pod {
                     Some(_) = served.join_next() => {}
                 }
             }
+            drain_queue(listener, &counter, &handler, &mut served);
+            while served.join_next().await.is_some() {}
         });
-        App { task, accepted }
+        App { task, accepted, retiring }
     }
 
     /// Connects as an application of the pod does.
@@ -352,17 +357,41 @@ impl Pod {
     }
 }
 
+/// Takes what the kernel has accepted already: to close the port first would reset it.
+fn drain_queue<H, F>(
+    listener: tokio::net::TcpListener,
+    accepted: &AtomicUsize,
+    handler: &H,
+    served: &mut tokio::task::JoinSet<()>,
+) where
+    H: Fn(TcpStream) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    while let std::task::Poll::Ready(Ok((stream, _))) = listener.poll_accept(&mut context) {
+        accepted.fetch_add(1, Ordering::Relaxed);
+        served.spawn(handler(stream));
+    }
+}
+
 /// An application that listens. Dropping it closes its port and its connections.
 #[derive(Debug)]
 pub struct App {
     task: JoinHandle<()>,
     accepted: Arc<AtomicUsize>,
+    retiring: Arc<Notify>,
 }
 
 impl App {
     /// How many connections it was given.
     pub fn connections(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Listens no more, and ends when its open connections have: what a well-behaved application does at SIGTERM.
+    pub async fn retire(mut self) {
+        self.retiring.notify_one();
+        let _ = within("the end of the application's connections", DEADLINE, &mut self.task).await;
     }
 
     /// Ends it, and waits until its port is free.

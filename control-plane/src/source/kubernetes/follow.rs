@@ -14,7 +14,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 use super::{
-    store::{Slot, Store},
+    store::{About, Slot, Store, Trouble},
     strip::Kept,
 };
 use crate::limits;
@@ -107,7 +107,7 @@ async fn follow_until_lost<K>(
         if failure.cut && failures == 1 {
             tracing::debug!(resource = resource.name, reason = failure.message, "a watch was cut");
         } else {
-            store.trouble(*slot, failure.message, failure.not_installed);
+            store.trouble(*slot, Trouble { message: failure.message, about: failure.about });
         }
         tokio::time::sleep(wait).await;
         if failure.lost {
@@ -129,8 +129,7 @@ fn take<K>(store: &Store, slot: Slot, event: Event<K>, keep: &impl Fn(K) -> Kept
 /// A failed watch, in words.
 struct Failure {
     message: String,
-    /// There is no such CustomResourceDefinition, and so no object of it.
-    not_installed: bool,
+    about: About,
     /// Only the connection: the watch goes on where it was.
     cut: bool,
     /// An event was missed, or its place in history is gone.
@@ -140,13 +139,19 @@ struct Failure {
 impl Failure {
     fn of(error: &watcher::Error, resource: &Resource) -> Self {
         let name = &resource.name;
-        let plain = |message: String| Self { message, not_installed: false, cut: false, lost: false };
+        let plain = |message: String| Self { message, about: About::Resource, cut: false, lost: false };
+        let away = |error: &Error| {
+            let message = format!("the API server can't be reached: {}", chain(error));
+            Self { about: About::ApiServer, ..plain(message) }
+        };
         let (verb, error) = match error {
             watcher::Error::InitialListFailed(error) => ("list", error),
             watcher::Error::WatchStartFailed(error) => ("watch", error),
             watcher::Error::WatchFailed(error) => {
-                let lost = matches!(error, Error::SerdeError(_));
-                return Self { cut: !lost, lost, ..plain(format!("watch of {name}: {}", chain(error))) };
+                if matches!(error, Error::SerdeError(_)) {
+                    return Self { lost: true, ..plain(format!("watch of {name}: {}", chain(error))) };
+                }
+                return Self { cut: true, ..away(error) };
             }
             watcher::Error::WatchError(status) => {
                 return Self { cut: true, lost: true, ..plain(format!("watch of {name}: {}", cut(&status.message))) };
@@ -155,13 +160,14 @@ impl Failure {
                 return Self { lost: true, ..plain(format!("{name}: the API server names no resourceVersion")) };
             }
         };
-        let Error::Api(status) = error else {
-            return plain(format!("{verb} of {name}: {}", chain(error)));
-        };
-        Self {
-            not_installed: resource.custom && status.code == 404,
-            lost: status.code == 410,
-            ..plain(refused(verb, resource, status))
+        match error {
+            Error::Api(status) => Self {
+                about: if resource.custom && status.code == 404 { About::Definition } else { About::Resource },
+                lost: status.code == 410,
+                ..plain(refused(verb, resource, status))
+            },
+            Error::SerdeError(_) => plain(format!("{verb} of {name}: {}", chain(error))),
+            _ => away(error),
         }
     }
 }
@@ -179,7 +185,9 @@ fn refused(verb: &str, resource: &Resource, status: &Status) -> String {
             cut(&status.message)
         ),
         404 if resource.custom => {
-            format!("CustomResourceDefinition {name} is not installed; run `byrnie install`; it is asked for again")
+            format!(
+                "{name}: its CustomResourceDefinition is not installed; run `byrnie install`; it is asked for again"
+            )
         }
         404 => format!("{verb} of {name}: the API server has no such resource; expected Kubernetes 1.29 or later"),
         code => format!("{verb} of {name}: the API server answered {code}: {}", cut(&status.message)),

@@ -45,9 +45,21 @@ struct Held {
 
 type Known = BTreeMap<Arc<ObjectKey>, Entry>;
 
-struct Trouble {
-    message: String,
-    not_installed: bool,
+/// Why a watch fails.
+pub(super) struct Trouble {
+    pub(super) message: String,
+    pub(super) about: About,
+}
+
+/// What a failure is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum About {
+    /// This resource.
+    Resource,
+    /// Its CustomResourceDefinition, which is not installed: there can be no objects of it.
+    Definition,
+    /// The API server as a whole, and so every resource.
+    ApiServer,
 }
 
 #[derive(PartialEq)]
@@ -138,15 +150,16 @@ impl Store {
     }
 
     /// The watch fails. What has no definition has no objects: that is a complete listing, where there was none before.
-    pub(super) fn trouble(&self, slot: Slot, message: String, not_installed: bool) {
+    pub(super) fn trouble(&self, slot: Slot, trouble: Trouble) {
+        let known = self.lock().iter().any(|held| held.has(&trouble.message));
+        if !known {
+            tracing::warn!(reason = trouble.message, "the API server can't be followed");
+        }
         self.with(slot, |held| {
-            held.complete |= not_installed;
-            if held.trouble.as_ref().is_some_and(|trouble| trouble.message == message) {
-                return false;
-            }
-            tracing::warn!(resource = held.resource, reason = message, "the API server can't be followed");
-            held.trouble = Some(Trouble { message, not_installed });
-            true
+            held.complete |= trouble.about == About::Definition;
+            let changed = !held.has(&trouble.message);
+            held.trouble = Some(trouble);
+            changed
         });
     }
 
@@ -155,7 +168,7 @@ impl Store {
         self.with(slot, |held| {
             let mended = held.trouble.take().is_some();
             if mended {
-                tracing::info!(resource = held.resource, "the API server is followed again");
+                tracing::info!(resource = held.resource, "followed again");
             }
             mended
         });
@@ -164,16 +177,14 @@ impl Store {
     /// How far the first listing is.
     pub(super) fn progress(&self) -> Progress {
         let state = self.lock();
-        let missing = state.iter().filter(|held| !held.complete);
-        Progress {
-            missing: missing
-                .map(|held| match &held.trouble {
-                    Some(trouble) => trouble.message.clone(),
-                    None => held.resource.clone(),
-                })
-                .collect(),
-            received: state.iter().map(|held| held.received).sum(),
+        let mut missing: Vec<String> = Vec::new();
+        for held in state.iter().filter(|held| !held.complete) {
+            let words = held.trouble.as_ref().map_or(&held.resource, |trouble| &trouble.message);
+            if !missing.contains(words) {
+                missing.push(words.clone());
+            }
         }
+        Progress { missing, received: state.iter().map(|held| held.received).sum() }
     }
 
     /// Everything that is known.
@@ -181,7 +192,8 @@ impl Store {
         let state = self.lock();
         let mut objects = Objects { meshed_by: MeshedBy::Sidecar, ..Objects::default() };
         for held in state.iter() {
-            objects.problems.extend(held.trouble.as_ref().map(|trouble| self.problem(held, trouble)));
+            let problem = held.trouble.as_ref().map(|trouble| self.problem(held, trouble));
+            objects.problems.extend(problem.filter(|problem| !objects.problems.contains(problem)));
             for (key, entry) in &held.known {
                 objects.problems.extend(entry.problem.clone());
                 if let Some(stored) = &entry.stored {
@@ -196,9 +208,13 @@ impl Store {
     }
 
     fn problem(&self, held: &Held, trouble: &Trouble) -> Problem {
-        let kind = if trouble.not_installed { "CustomResourceDefinition" } else { "APIResource" };
-        let key = ObjectKey { kind: kind.to_owned(), namespace: String::new(), name: held.resource.clone() };
-        let rest = if held.known.is_empty() { "" } else { "; what was known of it stays in force" };
+        let (kind, name) = match trouble.about {
+            About::Resource => ("APIResource", held.resource.as_str()),
+            About::Definition => ("CustomResourceDefinition", held.resource.as_str()),
+            About::ApiServer => ("APIServer", KUBERNETES),
+        };
+        let key = ObjectKey { kind: kind.to_owned(), namespace: String::new(), name: name.to_owned() };
+        let rest = if trouble.about == About::Definition { "" } else { "; what was known stays in force" };
         Problem { file: self.origin.clone(), line: 0, object: Some(key), message: format!("{}{rest}", trouble.message) }
     }
 
@@ -212,6 +228,12 @@ impl Store {
     fn lock(&self) -> MutexGuard<'_, Vec<Held>> {
         // Every change is one insertion, removal or exchange: a panic elsewhere can't leave it half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn has(&self, message: &str) -> bool {
+        self.trouble.as_ref().is_some_and(|trouble| trouble.message == message)
     }
 }
 

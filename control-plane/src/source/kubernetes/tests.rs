@@ -2,7 +2,7 @@ use byrnie_api::Kind;
 use serde_json::json;
 
 use super::{
-    store::{Slot, Store},
+    store::{About, Slot, Store, Trouble},
     strip::{self, Kept},
     *,
 };
@@ -25,6 +25,10 @@ fn policy(name: &str, spec: serde_json::Value) -> Kept {
 
 fn named(name: &str) -> Kept {
     pod(json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {"containers": []}}))
+}
+
+fn trouble(message: &str, about: About) -> Trouble {
+    Trouble { message: message.to_owned(), about }
 }
 
 fn filled(names: &[&str]) -> (Store, Slot) {
@@ -74,11 +78,15 @@ fn events_change_single_objects_and_only_what_is_kept_counts_as_a_change() {
 #[test]
 fn what_was_known_stays_while_the_api_server_is_away_and_the_problem_says_so() {
     let (store, slot) = filled(&["a"]);
-    store.trouble(slot, "list of pods: connection refused".to_owned(), false);
+    let services = store.enter("services");
+    for slot in [slot, services] {
+        store.trouble(slot, trouble("connection refused", About::ApiServer));
+    }
     let objects = store.objects();
-    assert_eq!(objects.items.len(), 1);
-    assert!(objects.problems[0].to_string().contains("what was known of it stays in force"), "{}", objects.problems[0]);
+    assert_eq!((objects.items.len(), objects.problems.len()), (1, 1), "{:?}", objects.problems);
+    assert!(objects.problems[0].to_string().contains("what was known stays in force"), "{}", objects.problems[0]);
     store.mended(slot);
+    store.mended(services);
     assert!(store.objects().problems.is_empty());
 }
 
@@ -86,9 +94,9 @@ fn what_was_known_stays_while_the_api_server_is_away_and_the_problem_says_so() {
 fn nothing_is_complete_before_everything_was_listed_and_a_missing_definition_is_an_empty_listing() {
     let store = Store::new();
     let (pods, policies) = (store.enter("pods"), store.enter("mtlspolicies.byrnie.dev"));
-    store.trouble(pods, "list of pods is forbidden".to_owned(), false);
+    store.trouble(pods, trouble("list of pods is forbidden", About::Resource));
     assert_eq!(store.progress().missing, ["list of pods is forbidden", "mtlspolicies.byrnie.dev"]);
-    store.trouble(policies, "CustomResourceDefinition mtlspolicies.byrnie.dev is not installed".to_owned(), true);
+    store.trouble(policies, trouble("not installed", About::Definition));
     assert_eq!(store.progress().missing.len(), 1);
     store.begin(pods);
     assert_eq!(store.progress().missing.len(), 1);

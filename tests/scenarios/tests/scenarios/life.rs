@@ -46,6 +46,56 @@ pub(crate) async fn a_drain_under_load_costs_no_connection(world: World) {
     assert_eq!(failures, Vec::<String>::new(), "of {calls} calls");
 }
 
+pub(crate) async fn a_pod_that_is_deleted_drains_by_itself_and_goes_on_serving(world: World) {
+    let mesh = Mesh::start(&world).await;
+    let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;
+    let _echoes = [web.serve(8080, apps::echo), orders.serve(8080, apps::echo)];
+    web.call(orders.at(8080)).await.unwrap();
+    mesh.delete(&orders);
+    eventually("the proxy drains", Duration::from_secs(1), async || {
+        let (code, text) = orders.health().await.ok()?;
+        (code == 503 && text.contains("draining")).then_some(())
+    })
+    .await;
+    // Who hears of it late is served, and the application that ends in peace may still call others.
+    for _ in 0..20 {
+        web.call(orders.at(8080)).await.unwrap();
+        orders.call(web.at(8080)).await.unwrap();
+    }
+    assert_eq!(web.status().await["idle_tunnels"], 0, "no tunnel to it is kept");
+}
+
+pub(crate) async fn pods_that_go_while_they_are_still_endpoints_cost_no_request(world: World) {
+    let mesh = Mesh::start(&world).await;
+    let [address, _] = mesh.service(&Service::new("shop/orders").port(80, 8080));
+    let web = mesh.pod("shop/web").start().await;
+    let mut running = Vec::new();
+    for name in ["shop/orders-a", "shop/orders-b", "shop/orders-c"] {
+        let pod = mesh.pod(name).app("orders").service_account("orders").start().await;
+        let app = pod.serve(8080, apps::echo);
+        running.push((pod, app));
+    }
+    let load = Load::on(&web, SocketAddr::new(address, 80), 4);
+    for _ in 0..2 {
+        eventually("all take part", DEADLINE / 5, async || {
+            running.iter().all(|(_, app)| app.connections() > 20).then_some(())
+        })
+        .await;
+        // In the order of a kubelet: the sidecar's hook, the application's end, the sidecar's. Only then does anyone
+        // hear that the pod was an endpoint no more.
+        let (old, app) = running.remove(0);
+        assert_eq!(old.admin("/drain").await.0, 200);
+        app.retire().await;
+        old.signal_proxy(Signal::SIGTERM);
+        assert_eq!(old.proxy_ended().await, 0);
+        web.call(SocketAddr::new(address, 80)).await.unwrap();
+        mesh.remove(&format!("pod-{}", old.name().replace('/', "-")));
+    }
+    let (calls, failures) = load.stop().await;
+    assert!(calls > 100, "{calls} calls");
+    assert_eq!(failures, Vec::<String>::new(), "of {calls} calls");
+}
+
 pub(crate) async fn a_proxy_that_is_told_to_end_does_when_its_connections_have(world: World) {
     let mesh = Mesh::start(&world).await;
     let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;

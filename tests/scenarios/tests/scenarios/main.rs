@@ -14,6 +14,7 @@ mod identity;
 mod life;
 mod outage;
 mod policy;
+mod probes;
 mod reach;
 mod strict;
 mod tunnels;
@@ -84,8 +85,14 @@ const SENTENCES: &[Scenario] = sentences![
         peers_that_break_off_or_talk_nonsense_harm_nobody_else,
         an_end_of_the_tunnel_without_fin_is_a_reset_to_the_application,
     ],
+    probes: [
+        a_probe_passes_through_the_proxy_where_mtls_is_strict_and_fails_with_the_application,
+        probes_of_every_kind_reach_the_application_past_capture,
+    ],
     life: [
         a_drain_under_load_costs_no_connection,
+        a_pod_that_is_deleted_drains_by_itself_and_goes_on_serving,
+        pods_that_go_while_they_are_still_endpoints_cost_no_request,
         a_proxy_that_is_told_to_end_does_when_its_connections_have,
         a_drain_that_takes_too_long_cuts_what_is_open,
         connections_to_a_machine_that_vanished_are_reset_with_what_was_under_way,
