@@ -6,7 +6,7 @@ mod mend;
 use std::collections::BTreeMap;
 
 use byrnie_api::labels::{MESH, MESH_DISABLED, is_enrolled};
-use byrnie_api::{MESH_CONFIG_NAME, MeshConfig, MeshSettings};
+use byrnie_api::{MESH_CONFIG_NAME, MeshConfig};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
@@ -49,9 +49,9 @@ impl Cluster {
     /// # Errors
     /// The API server does not answer, or refuses.
     pub async fn enrolments(&self) -> Result<Vec<Enrolment>, Failure> {
-        let adopted = self.settings().await?.adopted_meshes;
         let api: Api<Namespace> = Api::all(self.client());
         let namespaces = self.list("list namespaces", &api, &ListParams::default()).await?;
+        let adopted = self.adopted_meshes().await?;
         let pods = self.pods(None).await?;
         let mut counts: BTreeMap<String, Count> = BTreeMap::new();
         for pod in pods.iter().filter(|pod| !pods::is_finished(pod)) {
@@ -72,15 +72,14 @@ impl Cluster {
         Ok(described.collect())
     }
 
-    /// The MeshConfig, with every default in its place; the defaults where there is none, or none that can be read.
+    /// The Open Service Meshes whose namespaces the mesh takes over, as MeshConfig names them.
     ///
     /// # Errors
     /// The API server does not answer, or refuses.
-    pub async fn settings(&self) -> Result<MeshSettings, Failure> {
+    pub(crate) async fn adopted_meshes(&self) -> Result<Vec<String>, Failure> {
         let api: Api<MeshConfig> = Api::all(self.client());
-        // Where our kinds are not defined there is none either.
-        let found = self.call("get the MeshConfig", api.get_opt(MESH_CONFIG_NAME)).await?;
-        Ok(found.and_then(|found| found.spec.settings().ok()).unwrap_or_default())
+        let config = self.call("read MeshConfig default", api.get_opt(MESH_CONFIG_NAME)).await?;
+        Ok(config.map(|config| config.spec.adopted_meshes).unwrap_or_default())
     }
 
     /// The names of all enrolled namespaces.
@@ -88,9 +87,9 @@ impl Cluster {
     /// # Errors
     /// The API server does not answer, or refuses.
     pub async fn enrolled(&self) -> Result<Vec<String>, Failure> {
-        let adopted = self.settings().await?.adopted_meshes;
         let api: Api<Namespace> = Api::all(self.client());
         let all = self.list("list namespaces", &api, &ListParams::default()).await?;
+        let adopted = self.adopted_meshes().await?;
         let enrolled = all.iter().filter(|each| is_enrolled(&each.name_any(), each.labels(), &adopted));
         Ok(enrolled.map(ResourceExt::name_any).collect())
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use byrnie_api::labels::{BUNDLE_CONFIG_MAP, SYSTEM_NAMESPACE};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use byrnie_api::labels::{BUNDLE_CONFIG_MAP, SYSTEM_NAMESPACE, is_enrolled};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams};
 use tokio::time::Instant;
@@ -44,11 +44,14 @@ const MOST_NAMED: usize = 10;
 /// # Errors
 /// The API server does not answer, or refuses.
 pub async fn in_use(cluster: &Cluster) -> Result<InUse, Failure> {
-    let namespaces = cluster.enrolled().await?;
+    let namespaces: Api<Namespace> = Api::all(cluster.client());
+    let namespaces = cluster.list("list namespaces", &namespaces, &ListParams::default()).await?;
+    let adopted = cluster.adopted_meshes().await?;
+    let enrolled = namespaces.iter().filter(|each| is_enrolled(&each.name_any(), each.labels(), &adopted));
     let name = |pod: &Pod| format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
     let all = cluster.pods(None).await?;
     let meshed = all.iter().filter(|pod| pods::is_meshed(pod) && !pods::is_finished(pod));
-    Ok(InUse { namespaces, pods: meshed.map(name).collect() })
+    Ok(InUse { namespaces: enrolled.map(ResourceExt::name_any).collect(), pods: meshed.map(name).collect() })
 }
 
 impl InUse {
