@@ -19,6 +19,7 @@ pub use sidecar::{MeshResources, MeshSidecar, SidecarExclusions, SidecarResource
 pub const MESH_CONFIG_NAME: &str = "default";
 
 /// What holds for the whole mesh. There is one, named `default`; what it leaves out has the default named there.
+#[allow(clippy::duplicated_attributes, reason = "every column has its own type")]
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "byrnie.dev",
