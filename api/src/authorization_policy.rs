@@ -13,6 +13,7 @@ use crate::{MeshSettings, Problem, Selector, Status, syntax};
 /// Who of the mesh may, or may not, call the workloads that it selects.
 ///
 /// Deny beats allow. One enforced Allow makes the workloads that it selects default deny, on every port.
+#[allow(clippy::duplicated_attributes, reason = "every column has its own type")]
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "byrnie.dev",

@@ -59,6 +59,17 @@ impl CaptureExclusions {
         join(&mut self.interfaces, others.interfaces);
     }
 
+    /// Whether a list, put together from the mesh's and a pod's, does not fit an argument.
+    pub(crate) fn too_many(&self) -> Option<Problem> {
+        let ports = self.inbound_ports.len().max(self.outbound_ports.len());
+        let longest = ports.max(self.outbound_cidrs.len()).max(self.uids.len()).max(self.interfaces.len());
+        (longest > MOST).then(|| {
+            let expected =
+                format!("at most {MOST} entries of each kind, with those of MeshConfig's spec.sidecar.exclude");
+            Problem::new("metadata.annotations", expected, longest.to_string())
+        })
+    }
+
     /// The arguments of `byrnie-proxy capture apply` that say them; [`Self::from_arguments`] reads them back.
     pub fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
@@ -124,6 +135,9 @@ const FLAGS: [(&str, &str); 5] = [
     (INTERFACES, labels::EXCLUDE_INTERFACES),
 ];
 
+/// Entries of one list. Each list is one argument of a command, of which Linux takes 128 KiB at most, and a rule set.
+pub(crate) const MOST: usize = 256;
+
 const PORT: &str = "a port from 1 to 65535";
 pub(crate) const CIDR: &str =
     "a network such as 203.0.113.0/24, without host bits, smaller than the whole address family";
@@ -161,6 +175,11 @@ fn list<T>(
 ) -> Vec<T> {
     let text = text.trim();
     if text.is_empty() {
+        return Vec::new();
+    }
+    let found = text.split(',').count();
+    if found > MOST {
+        problems.push(Problem::new(path, format!("at most {MOST} entries"), format!("{found}")));
         return Vec::new();
     }
     let mut values = Vec::new();
@@ -264,6 +283,13 @@ mod tests {
         assert!(!exclusions.outbound_ports.is_empty() && !exclusions.outbound_cidrs.is_empty());
         let problems = read(&[(labels::OSM_EXCLUDE_OUTBOUND_CIDRS, "0.0.0.0/0")]).unwrap_err();
         assert!(problems[0].to_string().contains("smaller than the whole address family"), "{}", problems[0]);
+    }
+
+    #[test]
+    fn a_list_that_would_not_fit_an_argument_is_refused() {
+        let many = vec!["80"; MOST + 1].join(",");
+        let problems = read(&[(labels::EXCLUDE_INBOUND_PORTS, &many)]).unwrap_err();
+        assert_eq!(problems[0].expected, "at most 256 entries");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::ingress_policy::optional_ports;
 use crate::{Problem, Status, syntax};
 
 /// Which destinations outside of the cluster the workloads of the namespace may call.
+#[allow(clippy::duplicated_attributes, reason = "every column has its own type")]
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "byrnie.dev",

@@ -11,6 +11,7 @@ use crate::{Problem, Selector, Status, syntax};
 /// Which TLS clients outside of the mesh, by the identity that the mesh issued to them, may call which ports.
 ///
 /// It lets in nobody else: not the mesh's members, whom AuthorizationPolicy is for, and no plaintext.
+#[allow(clippy::duplicated_attributes, reason = "every column has its own type")]
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "byrnie.dev",

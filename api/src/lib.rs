@@ -5,6 +5,9 @@
 //! with the place, what was expected and what was found, and all of it at once. [`compile`] turns the objects that
 //! select a workload into `byrnie_policy::Policies`, in which alone it is decided who may call whom.
 
+// `printcolumn` takes the same keys once for each column.
+#![allow(clippy::duplicated_attributes)]
+
 mod authorization_policy;
 mod capture;
 mod compile;

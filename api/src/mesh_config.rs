@@ -19,6 +19,7 @@ pub use sidecar::{MeshResources, MeshSidecar, SidecarExclusions, SidecarResource
 pub const MESH_CONFIG_NAME: &str = "default";
 
 /// What holds for the whole mesh. There is one, named `default`; what it leaves out has the default named there.
+#[allow(clippy::duplicated_attributes, reason = "every column has its own type")]
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "byrnie.dev",
@@ -82,6 +83,7 @@ pub struct MeshConfigSpec {
     pub sidecar: Option<Box<MeshSidecar>>,
     /// Names of Open Service Meshes whose namespaces (label `openservicemesh.io/monitored-by`) this mesh takes over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 63)))]
     pub adopted_meshes: Vec<String>,
 }
 

@@ -11,6 +11,7 @@ use crate::{MeshSettings, Problem, Selector, Status, syntax};
 ///
 /// It holds for a namespace, for the workloads that `selector` selects, or for one `port`; a port goes before a
 /// workload, and a workload before the namespace. Of two of equal rank the stricter holds. Where there is none: Strict.
+#[allow(clippy::duplicated_attributes, reason = "every column has its own type")]
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "byrnie.dev",

@@ -56,7 +56,10 @@ impl SidecarSettings {
             resources.check(request(labels::PROXY_CPU_REQUEST), request(labels::PROXY_MEMORY_REQUEST), &mut problems);
         }
         match CaptureExclusions::from_annotations(annotations) {
-            Ok(exclusions) => settings.exclusions.extend(exclusions),
+            Ok(exclusions) => {
+                settings.exclusions.extend(exclusions);
+                problems.extend(settings.exclusions.too_many());
+            }
             Err(more) => problems.extend(more),
         }
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
@@ -296,6 +299,15 @@ mod tests {
         assert_eq!(pod.resources.requests.cpu.unwrap().to_string(), "1");
         assert_eq!(pod.image.unwrap().as_str(), "proxy:2");
         assert_eq!(pod.exclusions.outbound_ports.len(), 2);
+    }
+
+    #[test]
+    fn exclusions_of_mesh_and_pod_together_fit_an_argument() {
+        let mut mesh = SidecarSettings::default();
+        mesh.exclusions.uids = (0..200).collect();
+        let uids: Vec<String> = (1000..1200).map(|uid: u32| uid.to_string()).collect();
+        let problems = mesh.with_annotations(&annotations(&[(labels::EXCLUDE_UIDS, &uids.join(","))])).unwrap_err();
+        assert!(problems[0].expected.starts_with("at most 256 entries"), "{}", problems[0]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! it needs, and what its exit code means.
 
 mod hidden;
+mod inject;
 mod kubernetes;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::output::Format;
 pub use hidden::{App, HttpApp, IngressApp};
+pub use inject::InjectArgs;
 pub use kubernetes::{
     ChangeArgs, GenerateArgs, InstallArgs, ManifestFormat, NamespaceCommand, PullPolicy, UninstallArgs, ValueArgs,
 };
@@ -99,6 +101,8 @@ pub enum Command {
     /// The proxies: how they are, and new certificates for them.
     #[command(subcommand)]
     Proxy(ProxyCommand),
+    /// Put the proxy into pods in files, as the webhook does in the cluster: YAML in, YAML out, a report on standard error.
+    Inject(InjectArgs),
     /// Traffic capture in the network namespace that this command runs in (needs CAP_NET_ADMIN there).
     #[command(subcommand)]
     Capture(CaptureCommand<ListArgs>),

@@ -5,6 +5,7 @@ mod check;
 mod completions;
 mod edges;
 mod identity;
+mod inject;
 mod install;
 mod namespace;
 pub(crate) mod proxy;
@@ -33,6 +34,7 @@ pub(crate) fn dispatch(args: Args) -> Result<Exit, Failure> {
         Command::Check(options) => check::run(&args.mesh, &options),
         Command::Edges(options) => edges::run(&args.mesh, &options),
         Command::Proxy(command) => proxy::run(&args.mesh, command),
+        Command::Inject(options) => inject::run(&options),
         Command::Capture(command) => capture::run(command),
         Command::Token(command) => token::run(&args.mesh, command),
         Command::Completions { shell } => completions::run(shell),

@@ -295,3 +295,7 @@ impl Refused {
         Status::new(code, self.to_string())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests;

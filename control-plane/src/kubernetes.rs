@@ -11,7 +11,7 @@ mod leader;
 mod lease;
 mod notices;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod token;
 mod webhook;
 mod writer;

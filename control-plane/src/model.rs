@@ -29,7 +29,7 @@ pub use self::{
     status::Condition,
     view::MeshView,
 };
-use crate::source::{MeshedBy, Object, ObjectKey, Objects, Stored};
+use crate::source::{MeshedBy, Object, Objects, Stored};
 
 /// The mesh at one moment.
 #[derive(Debug, Clone)]
@@ -42,8 +42,6 @@ pub struct Model {
     pub statuses: Vec<ObjectStatus>,
     /// The namespaces that are in the mesh.
     pub enrolled: BTreeSet<String>,
-    /// `metadata.generation` of the mesh's own objects, where there is one.
-    pub generations: BTreeMap<Arc<ObjectKey>, i64>,
     /// What is to be written into the status of the mesh's own objects.
     pub conditions: Vec<Condition>,
     pods: BTreeMap<String, Arc<PodFacts>>,

@@ -145,7 +145,7 @@ impl PassedBy {
 impl fmt::Display for PassedBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotEnrolled => write!(f, "its namespace has no label {}: {}", labels::MESH, labels::MESH_ENABLED),
+            Self::NotEnrolled => f.write_str("its namespace is not in the mesh"),
             Self::OptedOut(why) => f.write_str(why),
             Self::HostNetwork => f.write_str("hostNetwork: it has the address of its node, which others share"),
             Self::Windows => f.write_str("it is for Windows; the proxy runs on Linux"),
@@ -238,4 +238,4 @@ fn is_ours(container: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -13,6 +13,8 @@ pub const REQUEST: Duration = Duration::from_secs(5);
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Connections at once. An API server opens few and sends many requests over each.
 pub const CONNECTIONS: usize = 256;
+/// Connections at once from one address: whoever holds many open, idle ones must not keep the API server out.
+pub const CONNECTIONS_PER_SOURCE: usize = 64;
 /// Requests at once on one connection of HTTP/2.
 pub const STREAMS: u32 = 256;
 /// From SIGTERM to the end of what is still open; more than [`REQUEST`], less than the grace period of a pod.

@@ -1,5 +1,7 @@
 //! The servers: `/mutate` and `/validate` over TLS, and `/healthz` in the clear for the kubelet.
 
+mod places;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +28,7 @@ use crate::mesh::Mesh;
 use crate::mutate::mutate;
 use crate::review::{Request, Response};
 use crate::validate::validate;
+use places::Places;
 
 /// The two listeners.
 #[derive(Debug)]
@@ -118,16 +121,19 @@ async fn accept<S>(
 ) where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(limits::CONNECTIONS));
+    let places = Places::default();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, source) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 warn!(%error, "no connection could be accepted");
                 tokio::time::sleep(limits::ACCEPT_PAUSE).await;
                 continue;
             }
+        };
+        let Some(place) = places.take(source.ip()) else {
+            debug!(%source, "too many connections");
+            continue;
         };
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "a connection ended at once");

@@ -34,12 +34,14 @@ use check::{Check, access_log, credential, own_directory};
         A proxy beside an application, outside of Kubernetes. The token comes from `byrnie token create`, the trust \
         bundle from `byrnie identity bundle`:\n\n    \
         byrnie-proxy --control-plane 10.0.0.2:15128 --trust-bundle bundle.pem \\\n      \
-        --join-token-file token --state /var/lib/byrnie\n\n\
+        --join-token-file token --state /var/lib/byrnie\n\n  \
+        In Kubernetes the injector puts it into the pod, with --service-account-token-file.\n\n\
         SIGNALS\n  \
         SIGTERM or SIGINT: say that no new connection is wanted, end when the open ones have (or after \
         --drain-timeout). A second one: end at once.\n\n\
         EXIT CODES\n  \
-        0  ended as asked\n  1  could not run (a port is taken, capture is not there for `prove-capture`)\n  \
+        0  ended as asked\n  1  could not run (a port is taken), or the answer is no: capture can't be put in place, or was \
+        not seen to work\n  \
         2  the command line or a file that it names is wrong",
     args_conflicts_with_subcommands = true,
     args_override_self = true

@@ -15,6 +15,7 @@ use crate::{capture, syntax};
 pub struct MeshSidecar {
     /// The image of the proxy. Default: the one that the injector was installed with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
     pub image: Option<String>,
     /// What the proxies log. Default: `info`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,9 +46,11 @@ pub struct MeshResources {
 pub struct SidecarResources {
     /// CPUs, such as `100m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
     pub cpu: Option<String>,
     /// Bytes, such as `64Mi`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
     pub memory: Option<String>,
 }
 
@@ -57,21 +60,23 @@ pub struct SidecarResources {
 pub struct SidecarExclusions {
     /// Ports of the pods that stay reachable without the proxy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(inner(range(min = 1, max = 65535)))]
+    #[schemars(length(max = 256), inner(range(min = 1, max = 65535)))]
     pub inbound_ports: Vec<u16>,
     /// Ports of destinations that are dialled without the proxy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(inner(range(min = 1, max = 65535)))]
+    #[schemars(length(max = 256), inner(range(min = 1, max = 65535)))]
     pub outbound_ports: Vec<u16>,
     /// Networks, in CIDR notation, that are dialled without the proxy.
     #[serde(default, rename = "outboundCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 49)))]
     pub outbound_cidrs: Vec<String>,
     /// Users whose connections go out without the proxy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(inner(range(min = 0, max = 4294967294_u32)))]
+    #[schemars(length(max = 256), inner(range(min = 0, max = 4294967294_u32)))]
     pub uids: Vec<u32>,
     /// Network interfaces on which nothing is captured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 15)))]
     pub interfaces: Vec<String>,
 }
 
@@ -137,6 +142,19 @@ impl SidecarExclusions {
             let numbered = numbers.iter().enumerate();
             numbered.filter_map(|(index, port)| syntax::port(&path(name, index), *port, problems)).collect()
         };
+        for (name, found) in [
+            ("inboundPorts", self.inbound_ports.len()),
+            ("outboundPorts", self.outbound_ports.len()),
+            ("outboundCIDRs", self.outbound_cidrs.len()),
+            ("uids", self.uids.len()),
+            ("interfaces", self.interfaces.len()),
+        ] {
+            if found > capture::MOST {
+                let expected = format!("at most {} entries", capture::MOST);
+                problems.push(Problem::new(format!("spec.sidecar.exclude.{name}"), expected, found.to_string()));
+                return CaptureExclusions::default();
+            }
+        }
         let mut exclusions = CaptureExclusions::default();
         let mut said = CaptureExclusions {
             inbound_ports: ports("inboundPorts", &self.inbound_ports),
@@ -201,6 +219,12 @@ mod tests {
             "spec.sidecar.exclude.interfaces[0]",
         ];
         assert_eq!(places, expected);
+    }
+
+    #[test]
+    fn more_exclusions_than_fit_an_argument_are_refused() {
+        let problems = settings(json!({"exclude": {"inboundPorts": vec![80; 257]}})).unwrap_err();
+        assert_eq!(problems[0].path, "spec.sidecar.exclude.inboundPorts");
     }
 
     #[test]

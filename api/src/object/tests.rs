@@ -144,6 +144,20 @@ fn a_mesh_config_that_says_nothing_has_the_documented_defaults() {
 }
 
 #[test]
+fn every_ingress_certificate_has_a_secret_of_its_own() {
+    let entry = |account: &str| json!({"namespace": "ingress", "serviceAccount": account});
+    let spec = json!({"ingressCertificates": [entry("nginx"), entry("traefik")]});
+    assert_eq!(places(&refused(object("MeshConfig", spec))), ["spec.ingressCertificates[1].secretName"]);
+    let mut named = entry("traefik");
+    named["secretName"] = "traefik-client".into();
+    let spec = json!({"ingressCertificates": [entry("nginx"), named]});
+    let Object::MeshConfig(config) = parse(object("MeshConfig", spec)).unwrap() else { panic!("a MeshConfig") };
+    let certificates = config.spec.settings().unwrap().ingress_certificates;
+    let names: Vec<&str> = certificates.iter().map(|certificate| certificate.secret_name()).collect();
+    assert_eq!(names, ["byrnie-ingress-client", "traefik-client"]);
+}
+
+#[test]
 fn a_malformed_mesh_config_is_refused_with_every_place() {
     let spec = json!({
         "trustDomain": "Example Org", "svidTtl": "59m", "networks": {"serviceCIDRs": ["10.0.0.1/8"], "podCIDRs": ["pods"]},

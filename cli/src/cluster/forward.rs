@@ -35,7 +35,7 @@ impl Cluster {
                 .expected(format!("a ready pod of Deployment {SYSTEM_NAMESPACE}/{CONTROL_PLANE}"))
                 .found(match all.as_slice() {
                     [] => "none: Byrnie is not installed in this cluster".to_owned(),
-                    all => all.iter().map(|pod| pods::describe(pod)).collect::<Vec<_>>().join("\n"),
+                    all => all.iter().map(pods::describe).collect::<Vec<_>>().join("\n"),
                 })
                 .next(if all.is_empty() {
                     "byrnie install   (or byrnie demo, on this machine)"

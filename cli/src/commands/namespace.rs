@@ -47,7 +47,7 @@ async fn add(cluster: &Cluster, name: &str, change: ChangeArgs, force: bool) -> 
             .next("byrnie namespace list -A"));
     }
     let namespace = get(cluster, name).await?;
-    let found = findings(cluster, name).await?;
+    let found = findings(cluster, &namespace).await?;
     found.iter().for_each(tell);
     let breaking = found.iter().filter(|each| each.gravity == Gravity::Breaks).count();
     if breaking > 0 && !force && !change.dry_run {

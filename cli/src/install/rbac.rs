@@ -147,7 +147,7 @@ pub const GRANTS: &[Grant] = &[
         group: "coordination.k8s.io",
         resources: &["leases"],
         names: &[CONTROL_PLANE],
-        verbs: &["get", "patch", "update"],
+        verbs: &["get", "patch"],
         why: "one replica writes what must be written once",
     },
     Grant {

@@ -164,3 +164,86 @@ fn wanted(model: &Model) -> BTreeSet<String> {
     let with_proxies = model.pods().filter(|pod| pod.injected && !pod.finished).map(|pod| pod.namespace.to_string());
     model.enrolled.iter().cloned().chain(with_proxies).collect()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use serde_json::Value;
+
+    use super::{
+        super::testing::{Answer, Asked, fake, plane},
+        *,
+    };
+
+    fn namespace(name: &str, enrolled: bool) -> Value {
+        let labels = if enrolled { json!({"byrnie.dev/mesh": "enabled"}) } else { json!({}) };
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    }
+
+    fn map(namespace: &str, text: &str, managed: bool) -> Value {
+        let labels = if managed { json!({"app.kubernetes.io/managed-by": "byrnie"}) } else { json!({}) };
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"bundle.pem": text},
+            "metadata": {"name": BUNDLE_CONFIG_MAP, "namespace": namespace, "uid": "u", "resourceVersion": "5", "labels": labels}})
+    }
+
+    /// An API server with the root of `plane` and these ConfigMaps; `refuse` says for which paths it says no.
+    fn server(plane: &Plane, maps: Vec<Value>, refuse: &'static str) -> (Bundles, Arc<Mutex<Vec<Asked>>>) {
+        let root = BASE64_STANDARD.encode(plane.authority.bundle().to_pem());
+        let secret =
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": CA_SECRET}, "data": {"root.crt": root}});
+        let (client, seen) = fake(move |asked| match asked.method.as_str() {
+            "GET" if asked.path.ends_with("/secrets/byrnie-ca") => Answer::json(200, &secret),
+            "GET" => Answer::list("ConfigMapList", &maps),
+            _ if !refuse.is_empty() && asked.path.contains(refuse) => Answer::status(403, "Forbidden"),
+            "DELETE" => Answer::json(200, &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})),
+            _ => Answer::json(200, &asked.json()),
+        });
+        (Bundles::new(client), seen)
+    }
+
+    fn writes(seen: &Arc<Mutex<Vec<Asked>>>) -> Vec<String> {
+        let seen = seen.lock().unwrap();
+        let writes = seen.iter().filter(|asked| asked.method != "GET");
+        writes.map(|asked| format!("{} {}", asked.method, asked.path.split('/').nth(4).unwrap())).collect()
+    }
+
+    #[tokio::test]
+    async fn every_enrolled_namespace_has_the_bundle_and_one_that_has_left_the_mesh_loses_it() {
+        let home = tempfile::tempdir().unwrap();
+        let plane = plane(home.path(), &[namespace("shop", true), namespace("bank", true), namespace("left", false)]);
+        let bundle = plane.authority.bundle().to_pem();
+        let maps = vec![map("bank", &bundle, true), map("left", &bundle, true), map("theirs", "x", false)];
+        let (mut bundles, seen) = server(&plane, maps, "");
+        assert!(bundles.pass(&plane).await.is_empty());
+        assert_eq!(writes(&seen), ["PATCH shop", "DELETE left"]);
+        let delete = seen.lock().unwrap().last().unwrap().json();
+        assert_eq!(delete["preconditions"], json!({"uid": "u", "resourceVersion": "5"}));
+        // Nothing is written that is there.
+        assert!(bundles.pass(&plane).await.is_empty());
+        assert_eq!(writes(&seen).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn one_namespace_that_takes_no_bundle_does_not_keep_others_from_theirs() {
+        let home = tempfile::tempdir().unwrap();
+        let plane = plane(home.path(), &[namespace("closed", true), namespace("shop", true)]);
+        let (mut bundles, seen) = server(&plane, vec![map("shop", "forged", true)], "/closed/");
+        let failures = bundles.pass(&plane).await;
+        let told = failures.all();
+        assert!(told.len() == 1 && told[0].starts_with("ConfigMap closed/byrnie-trust-bundle: "), "{told:?}");
+        assert_eq!(writes(&seen), ["PATCH closed", "PATCH shop"]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_while_the_secret_holds_another_root() {
+        let (home, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (ours, theirs) = (plane(home.path(), &[namespace("shop", true)]), plane(other.path(), &[]));
+        let (mut bundles, seen) = server(&theirs, Vec::new(), "");
+        let failures = bundles.pass(&ours).await;
+        assert!(failures.all()[0].contains("byrnie-system/byrnie-ca"), "{failures:?}");
+        assert!(writes(&seen).is_empty());
+    }
+}

@@ -4,7 +4,6 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use byrnie_api::{ACCEPTED, Kind};
-use byrnie_proto::mesh::v1::ObjectStatus;
 use k8s_openapi::{
     api::core::v1::ObjectReference,
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -22,7 +21,13 @@ use super::{
     events::Events,
     writer::{Failures, Writer},
 };
-use crate::{limits, model::Model, plane::Plane, proxies::cut_to, source::kubernetes::definition};
+use crate::{
+    limits,
+    model::{Condition as Judged, Model},
+    plane::Plane,
+    proxies::cut_to,
+    source::kubernetes::definition,
+};
 
 /// Writes the conditions that differ, and an event for every object that is refused.
 pub(super) struct Conditions {
@@ -37,8 +42,8 @@ pub(super) struct Conditions {
 struct Verdict {
     accepted: bool,
     message: String,
-    /// Which generation was judged; `None`: the object could not be read that far.
-    generation: Option<i64>,
+    /// Which generation was judged.
+    generation: i64,
 }
 
 impl Conditions {
@@ -68,7 +73,7 @@ impl Conditions {
                 let Some(verdict) = verdicts.get(&name) else {
                     continue;
                 };
-                if verdict.generation.is_some_and(|generation| object.metadata.generation != Some(generation)) {
+                if object.metadata.generation != Some(verdict.generation) {
                     complete = false;
                     continue;
                 }
@@ -90,7 +95,7 @@ impl Conditions {
         now: Timestamp,
     ) -> Result<(), ApiError> {
         let present = present(object);
-        let wanted = condition(verdict, object.metadata.generation, present.as_ref(), now);
+        let wanted = condition(verdict, present.as_ref(), now);
         let definition = definition(kind);
         if present.as_ref() != Some(&wanted) {
             let api: Api<DynamicObject> = match object.metadata.namespace.as_deref() {
@@ -145,27 +150,14 @@ impl Writer for Conditions {
     }
 }
 
-/// What is said of an object in several places is one verdict.
+/// By object, as the model names it.
 fn verdicts(model: &Model) -> BTreeMap<String, Verdict> {
-    let generations: BTreeMap<String, i64> =
-        model.generations.iter().map(|(key, generation)| (key.to_string(), *generation)).collect();
-    let ours =
-        |status: &&ObjectStatus| Kind::ALL.iter().any(|kind| status.object.split(' ').next() == Some(kind.as_str()));
-    let mut verdicts: BTreeMap<String, Verdict> = BTreeMap::new();
-    for status in model.statuses.iter().filter(ours) {
-        let verdict = verdicts.entry(status.object.clone()).or_insert_with(|| Verdict {
-            accepted: true,
-            message: String::new(),
-            generation: generations.get(&status.object).copied(),
-        });
-        verdict.accepted &= status.accepted;
-        if !status.message.is_empty() {
-            let separator = if verdict.message.is_empty() { "" } else { "; " };
-            verdict.message =
-                cut_to(format!("{}{separator}{}", verdict.message, status.message), limits::CONDITION_BYTES);
-        }
-    }
-    verdicts
+    let verdict = |judged: &Judged| Verdict {
+        accepted: judged.accepted,
+        message: cut_to(judged.message.clone(), limits::CONDITION_BYTES),
+        generation: judged.generation,
+    };
+    model.conditions.iter().map(|judged| (judged.object.to_string(), verdict(judged))).collect()
 }
 
 /// `Kind namespace/name`, as the model names it.
@@ -184,7 +176,7 @@ fn present(object: &DynamicObject) -> Option<Condition> {
     serde_json::from_value(ours.clone()).ok()
 }
 
-fn condition(verdict: &Verdict, generation: Option<i64>, present: Option<&Condition>, now: Timestamp) -> Condition {
+fn condition(verdict: &Verdict, present: Option<&Condition>, now: Timestamp) -> Condition {
     let status = if verdict.accepted { "True" } else { "False" };
     let since = present.filter(|present| present.status == status).map(|present| present.last_transition_time.clone());
     // Kubernetes keeps whole seconds.
@@ -197,7 +189,7 @@ fn condition(verdict: &Verdict, generation: Option<i64>, present: Option<&Condit
     Condition {
         type_: ACCEPTED.to_owned(),
         status: status.to_owned(),
-        observed_generation: generation,
+        observed_generation: Some(verdict.generation),
         last_transition_time: since.unwrap_or(Time(now)),
         reason: reason.to_owned(),
         message: if verdict.message.is_empty() { "in force".to_owned() } else { verdict.message.clone() },
@@ -210,7 +202,7 @@ mod tests {
     use super::*;
 
     fn refused() -> Verdict {
-        Verdict { accepted: false, message: "spec.mode: expected".to_owned(), generation: Some(2) }
+        Verdict { accepted: false, message: "spec.mode: expected".to_owned(), generation: 2 }
     }
 
     fn object(status: serde_json::Value) -> DynamicObject {
@@ -222,15 +214,15 @@ mod tests {
     #[test]
     fn a_condition_keeps_the_time_of_its_last_change() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let first = condition(&refused(), Some(2), None, at(100));
+        let first = condition(&refused(), None, at(100));
         assert_eq!((first.status.as_str(), first.reason.as_str()), ("False", "Refused"));
         let read = present(&object(json!({"conditions": [first]}))).unwrap();
         assert_eq!(read, first);
-        assert_eq!(condition(&refused(), Some(2), Some(&read), at(200)), first);
-        let newer = condition(&refused(), Some(3), Some(&read), at(200));
+        assert_eq!(condition(&refused(), Some(&read), at(200)), first);
+        let newer = condition(&Verdict { generation: 3, ..refused() }, Some(&read), at(200));
         assert_eq!(newer.last_transition_time, first.last_transition_time);
-        let good = Verdict { accepted: true, message: String::new(), generation: None };
-        assert_eq!(condition(&good, Some(4), Some(&read), at(300)).last_transition_time, Time(at(300)));
+        let good = Verdict { accepted: true, message: String::new(), generation: 4 };
+        assert_eq!(condition(&good, Some(&read), at(300)).last_transition_time, Time(at(300)));
     }
 
     #[test]

@@ -183,3 +183,89 @@ fn secret_of(wanted: &IngressCertificate, svid: &Svid, key: &str, roots: &str) -
         ..Secret::default()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::{Value, json};
+
+    use super::{
+        super::testing::{Answer, Asked, fake, plane},
+        *,
+    };
+
+    fn config() -> Value {
+        json!({"apiVersion": "byrnie.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "default"},
+            "spec": {"ingressCertificates": [{"namespace": "ingress", "serviceAccount": "nginx"}]}})
+    }
+
+    /// An API server with one Secret, in `ingress`, that keeps what is written to it.
+    fn server(stored: Option<Value>) -> (IngressSecrets, Arc<Mutex<Vec<Asked>>>) {
+        let mut stored = stored;
+        let (client, seen) = fake(move |asked| match (asked.method.as_str(), &stored) {
+            ("PATCH", _) => {
+                stored = Some(asked.json());
+                Answer::json(200, &asked.json())
+            }
+            ("DELETE", _) => Answer::json(200, &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})),
+            (_, _) if asked.path == "/api/v1/secrets" => Answer::list("PartialObjectMetadataList", &[]),
+            (_, Some(secret)) => Answer::json(200, secret),
+            (_, None) => Answer::status(404, "NotFound"),
+        });
+        (IngressSecrets::new(client), seen)
+    }
+
+    fn writes(seen: &Arc<Mutex<Vec<Asked>>>) -> Vec<Value> {
+        seen.lock().unwrap().iter().filter(|asked| asked.method == "PATCH").map(Asked::json).collect()
+    }
+
+    #[tokio::test]
+    async fn an_ingress_gets_its_certificate_once_and_a_damaged_one_is_replaced() {
+        let home = tempfile::tempdir().unwrap();
+        let plane = plane(home.path(), &[config()]);
+        let (mut secrets, seen) = server(None);
+        for _ in 0..2 {
+            let failures = secrets.pass(&plane).await;
+            assert!(failures.is_empty(), "{failures:?}");
+        }
+        let written = writes(&seen);
+        assert_eq!(written.len(), 1);
+        assert_eq!(written[0]["type"], "kubernetes.io/tls");
+        for damage in ["tls.crt", "tls.key", "ca.crt"] {
+            let mut secret = written[0].clone();
+            secret["data"][damage] = "eA==".into();
+            let (mut secrets, seen) = server(Some(secret));
+            assert!(secrets.pass(&plane).await.is_empty());
+            assert_eq!(writes(&seen).len(), 1, "{damage}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_somebody_else_has_made_is_not_written_over() {
+        let home = tempfile::tempdir().unwrap();
+        let plane = plane(home.path(), &[config()]);
+        let theirs =
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": INGRESS_SECRET, "namespace": "ingress"}});
+        let (mut secrets, seen) = server(Some(theirs));
+        let failures = secrets.pass(&plane).await;
+        let told = failures.all();
+        assert!(told[0].contains("ingress/byrnie-ingress-client") && told[0].contains("secretName"), "{told:?}");
+        assert!(writes(&seen).is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_service_account_of_a_meshed_pod_is_not_given_away() {
+        let home = tempfile::tempdir().unwrap();
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "ingress", "uid": "u"},
+            "spec": {"serviceAccountName": "nginx", "containers": [], "initContainers": [
+                {"name": "byrnie-capture", "image": "x"}, {"name": "byrnie-proxy", "image": "x", "restartPolicy": "Always"}]},
+            "status": {"podIP": "10.0.0.9"}});
+        let plane = plane(home.path(), &[config(), pod]);
+        let (mut secrets, seen) = server(None);
+        let failures = secrets.pass(&plane).await;
+        assert!(failures.all()[0].contains("outside of the mesh"), "{failures:?}");
+        assert!(writes(&seen).is_empty());
+    }
+}

@@ -1,22 +1,34 @@
 //! An API server of a few lines for unit tests of decisions; the real one is in `tests/kubernetes`.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
+    path::Path,
     sync::{Arc, Mutex},
 };
 
+use arc_swap::ArcSwap;
+use byrnie_identity::{Clock, SvidVerifier, TrustBundles, authority::CertificateAuthority};
 use http_body_util::{BodyExt, Full};
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::{
+    hub::Hub,
+    journal::Journal,
+    model::{MeshView, Model},
+    plane::{Allowances, Plane},
+    source::{MeshedBy, Object, ObjectKey, Objects, Stored},
+};
 
 /// What was asked.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
     pub(crate) method: String,
     pub(crate) path: String,
-    pub(crate) query: String,
     pub(crate) body: Vec<u8>,
 }
 
@@ -46,6 +58,43 @@ impl Answer {
     }
 }
 
+/// A control plane that serves nobody, with these objects as its source. Its state is in `home`.
+pub(crate) fn plane(home: &Path, objects: &[Value]) -> Arc<Plane> {
+    let clock = Clock::system();
+    let mut items = BTreeMap::new();
+    for value in objects {
+        let kind = value["kind"].as_str().unwrap();
+        let object = match kind {
+            "Pod" => Object::Pod(Box::new(serde_json::from_value(value.clone()).unwrap())),
+            "Namespace" => Object::Namespace(Box::new(serde_json::from_value(value.clone()).unwrap())),
+            _ => Object::Mesh(Box::new(byrnie_api::parse(value.clone()).unwrap())),
+        };
+        let part = |name: &str| value["metadata"][name].as_str().unwrap_or_default().to_owned();
+        let key = ObjectKey { kind: kind.to_owned(), namespace: part("namespace"), name: part("name") };
+        items.insert(Arc::new(key), Stored { object: Arc::new(object), file: "kubernetes".into(), line: 0 });
+    }
+    let objects = Objects { items, meshed_by: MeshedBy::Sidecar, ..Objects::default() };
+    let model = Arc::new(Model::build(&objects, &Arc::default()));
+    let authority = CertificateAuthority::create("cluster.local".parse().unwrap(), &clock).unwrap();
+    let journal = Journal::open(&home.join("journal.redb"), clock.clone()).unwrap();
+    let meshed = Arc::new(journal.meshed_pods());
+    let view = MeshView { model: model.clone(), meshed, bundle: authority.bundle(), now: clock.wall() };
+    Arc::new(Plane {
+        verifier: SvidVerifier::new(TrustBundles::from(authority.bundle()).shared(), clock.clone()),
+        authority,
+        journal,
+        model: ArcSwap::new(model),
+        hub: Hub::new(Arc::new(view.clone()), clock.wall()),
+        proxies: Arc::default(),
+        allowances: Allowances::new(clock.clone()),
+        reviewer: None,
+        published: watch::Sender::new(view.meshed),
+        ttl: None,
+        ending: watch::Sender::new(false),
+        clock,
+    })
+}
+
 /// A client whose server is `answer`, and what it was asked.
 pub(crate) fn fake(answer: impl FnMut(&Asked) -> Answer + Send + 'static) -> (Client, Arc<Mutex<Vec<Asked>>>) {
     let seen: Arc<Mutex<Vec<Asked>>> = Arc::default();
@@ -57,7 +106,6 @@ pub(crate) fn fake(answer: impl FnMut(&Asked) -> Answer + Send + 'static) -> (Cl
             let asked = Asked {
                 method: head.method.to_string(),
                 path: head.uri.path().to_owned(),
-                query: head.uri.query().unwrap_or_default().to_owned(),
                 body: body.collect().await.unwrap().to_bytes().to_vec(),
             };
             log.lock().unwrap().push(asked.clone());

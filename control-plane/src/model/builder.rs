@@ -75,10 +75,9 @@ impl<'a> Builder<'a> {
         self.amend();
         Model {
             conditions: self.conditions(),
-            enrolled: std::mem::take(&mut self.enrolled),
-            generations: self.objects.generations.clone(),
             settings: self.settings,
             meshed_by: self.objects.meshed_by,
+            enrolled: self.enrolled,
             statuses: self.statuses,
             by_uid: pods.values().map(|pod| (pod.uid.clone(), pod.clone())).collect(),
             pods,

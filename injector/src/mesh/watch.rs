@@ -20,7 +20,8 @@ pub(super) async fn mesh_config(mesh: &Mesh, client: Client) {
     let only = watcher::Config::default().fields(&format!("metadata.name={MESH_CONFIG_NAME}"));
     let mut listed = None;
     let events = kube::runtime::watcher(api, only).default_backoff();
-    each(events, mesh, "MeshConfigs", |event| match event {
+    let trouble = |reason| mesh.note_trouble(reason);
+    each(events, "MeshConfigs", trouble, |event| match event {
         Event::Init => listed = None,
         Event::InitApply(object) => listed = serde_json::to_value(object).ok(),
         Event::InitDone => mesh.set_mesh_config(listed.take()),
@@ -35,7 +36,9 @@ pub(super) async fn namespaces(mesh: &Mesh, client: Client) {
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(client);
     let mut listed = Vec::new();
     let events = kube::runtime::watcher(api, watcher::Config::default()).default_backoff();
-    each(events, mesh, "Namespaces", |event| match event {
+    // What is missing of them is asked for one by one.
+    let trouble = |_| {};
+    each(events, "Namespaces", trouble, |event| match event {
         Event::Init => listed.clear(),
         Event::InitApply(found) => listed.push(facts(found)),
         Event::InitDone => mesh.set_namespaces(std::mem::take(&mut listed)),
@@ -57,8 +60,8 @@ pub(super) async fn namespaces(mesh: &Mesh, client: Client) {
 
 async fn each<K>(
     events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
-    mesh: &Mesh,
     what: &str,
+    trouble: impl Fn(String),
     mut take: impl FnMut(Event<K>),
 ) {
     pin_mut!(events);
@@ -66,23 +69,26 @@ async fn each<K>(
         match event {
             Ok(event) => take(event),
             Err(error) => {
-                let hint = if is_unknown_resource(&error) {
-                    "; the custom resources of byrnie.dev are not installed (`byrnie install`)"
-                } else {
-                    ""
-                };
-                warn!(%error, "{what} can't be watched; what was seen last holds{hint}");
-                mesh.note_trouble(format!("{what} can't be watched: {error}{hint}"));
+                let reason = in_words(&error);
+                warn!("{what} can't be watched; what was seen last holds: {reason}");
+                trouble(format!("{what} can't be watched: {reason}"));
             }
         }
     }
 }
 
-fn is_unknown_resource(error: &watcher::Error) -> bool {
-    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
-    | watcher::Error::WatchStartFailed(kube::Error::Api(status))) = error
-    else {
-        return false;
+/// The API server's own words, where it has said some.
+fn in_words(error: &watcher::Error) -> String {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    let status = match error {
+        InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) => status,
+        WatchFailed(kube::Error::Api(status)) | WatchError(status) => status,
+        other => return other.to_string(),
     };
-    status.code == 404
+    let hint = match status.code {
+        404 => "; the custom resources of byrnie.dev are not installed (`byrnie install`)",
+        401 | 403 => "; the injector's ServiceAccount may not (`byrnie install` restores its ClusterRole)",
+        _ => "",
+    };
+    format!("{} ({}){hint}", status.message, status.code)
 }

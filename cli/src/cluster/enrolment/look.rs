@@ -2,7 +2,7 @@
 
 use byrnie_api::labels::{PROXY_UID, SYSTEM_NAMESPACE};
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
-use k8s_openapi::api::core::v1::{Container, Pod, Service};
+use k8s_openapi::api::core::v1::{Container, Namespace, Pod, Service};
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyEgressRule};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -53,7 +53,10 @@ pub struct Finding {
 ///
 /// # Errors
 /// The API server does not answer, or refuses.
-pub async fn findings(cluster: &Cluster, namespace: &str) -> Result<Vec<Finding>, Failure> {
+pub async fn findings(cluster: &Cluster, namespace: &Namespace) -> Result<Vec<Finding>, Failure> {
+    let mut found: Vec<Finding> = of_namespace(namespace).into_iter().collect();
+    let namespace = namespace.name_any();
+    let namespace = namespace.as_str();
     let everything = ListParams::default();
     let client = || cluster.client();
     let pods = cluster.pods(Some(namespace)).await?;
@@ -61,7 +64,6 @@ pub async fn findings(cluster: &Cluster, namespace: &str) -> Result<Vec<Finding>
     let services = cluster.list("list Services", &services, &everything).await?;
     let policies: Api<NetworkPolicy> = Api::namespaced(client(), namespace);
     let policies = cluster.list("list NetworkPolicies", &policies, &everything).await?;
-    let mut found = Vec::new();
     for (caller, service, port) in called_by_the_api_server(cluster, namespace).await? {
         let named = services.iter().find(|each| each.name_any() == service);
         found.push(api_server_calls(namespace, &caller, &service, port, named, &pods));
@@ -73,6 +75,24 @@ pub async fn findings(cluster: &Cluster, namespace: &str) -> Result<Vec<Finding>
     found.sort_by(|one, other| (other.gravity, &one.about).cmp(&(one.gravity, &other.about)));
     found.dedup_by(|one, other| one.problem == other.problem && one.about == other.about);
     Ok(found)
+}
+
+/// Two of Kubernetes' Pod Security Standards do not let NET_ADMIN in, which the capture container has.
+fn of_namespace(namespace: &Namespace) -> Option<Finding> {
+    const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
+    let name = namespace.name_any();
+    let level = namespace.labels().get(ENFORCE).filter(|level| matches!(level.as_str(), "baseline" | "restricted"))?;
+    Some(Finding {
+        gravity: Gravity::Breaks,
+        about: format!("Namespace {name}"),
+        problem: format!(
+            "enforces the Pod Security Standard `{level}`, which refuses the capability NET_ADMIN of the container \
+             byrnie-capture: no pod could be made"
+        ),
+        mend: Some(format!(
+            "kubectl label namespace {name} --overwrite {ENFORCE}=privileged pod-security.kubernetes.io/warn={level}"
+        )),
+    })
 }
 
 /// Who of the API server's own calls a Service of the namespace: caller, Service, port.
@@ -308,6 +328,17 @@ mod tests {
         ] {
             assert_eq!(policy(spec.clone()), None, "{spec}");
         }
+    }
+
+    #[test]
+    fn a_namespace_whose_standard_refuses_the_capture_container_is_named() {
+        let with = |level: &str| {
+            let labels = json!({"pod-security.kubernetes.io/enforce": level});
+            of_namespace(&serde_json::from_value(json!({"metadata": {"name": "shop", "labels": labels}})).unwrap())
+        };
+        assert!(with("restricted").unwrap().mend.unwrap().contains("=privileged"));
+        assert!(with("baseline").is_some());
+        assert_eq!(with("privileged"), None);
     }
 
     fn pod(spec: serde_json::Value) -> Vec<Finding> {

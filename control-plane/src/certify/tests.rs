@@ -1,0 +1,120 @@
+//! Who speaks for which pod, in Kubernetes.
+
+use std::sync::Arc;
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use byrnie_identity::{KeyPair, PeerIdentity};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::kubernetes::{
+    Reviewer,
+    testing::{Answer, fake, plane},
+};
+
+fn pod(name: &str, account: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}")},
+        "spec": {"serviceAccountName": account, "containers": [], "initContainers": [
+            {"name": "byrnie-capture", "image": "x"}, {"name": "byrnie-proxy", "image": "x", "restartPolicy": "Always"}]}})
+}
+
+fn token() -> String {
+    let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    format!("{}.{}.c2ln", part(json!({"alg": "RS256"})), part(json!({"aud": ["byrnie.dev/ca"]})))
+}
+
+/// A control plane whose API server says that the token is that of `web-0`, or `None`: that can't be asked.
+fn control_plane(home: &std::path::Path, says: Option<&'static str>) -> Arc<Plane> {
+    let (client, _) = fake(move |_| match says {
+        None => Answer::status(503, "ServiceUnavailable"),
+        Some(account) => Answer::json(
+            201,
+            &json!({"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1",
+            "metadata": {}, "spec": {"token": ""}, "status": {"authenticated": true, "audiences": ["byrnie.dev/ca"],
+                "user": {"username": format!("system:serviceaccount:shop:{account}"), "extra": {
+                    "authentication.kubernetes.io/pod-name": ["web-0"],
+                    "authentication.kubernetes.io/pod-uid": ["uid-web-0"]}}}}),
+        ),
+    });
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "shop", "labels": {"byrnie.dev/mesh": "enabled"}}});
+    let mut plane = plane(home, &[namespace, pod("web-0", "web"), pod("db-0", "db")]);
+    let clock = plane.clock.clone();
+    Arc::get_mut(&mut plane).unwrap().reviewer = Some(Reviewer::new(client, clock));
+    plane
+}
+
+fn caller(identity: Option<PeerIdentity>) -> Caller {
+    Caller { address: "10.0.0.1:40000".parse().unwrap(), identity, chain: Arc::default() }
+}
+
+/// The SVID of a pod, recorded as issued here or not.
+async fn svid(plane: &Plane, pod: &str, recorded: bool) -> PeerIdentity {
+    let spki = KeyPair::generate().unwrap().spki_der();
+    let model = plane.model.load();
+    let pod = model.pod("shop", pod).unwrap();
+    let chain = if recorded {
+        plane.issue(&spki, &pod.spiffe_id, Holder::Pod(pod.uid.clone()), &pod.workload).await.unwrap().chain
+    } else {
+        plane.authority.issue(&spki, &pod.spiffe_id, plane.ttl()).unwrap().chain
+    };
+    plane.verifier.verify(&chain).unwrap()
+}
+
+async fn cause(plane: &Plane, identity: Option<PeerIdentity>) -> &'static str {
+    plane.bind_by_token(&caller(identity), &token()).await.err().unwrap().cause()
+}
+
+#[tokio::test]
+async fn a_token_says_which_pod_asks_and_a_certificate_besides_must_be_that_pods() {
+    let home = tempfile::tempdir().unwrap();
+    let plane = control_plane(home.path(), Some("web"));
+    let bound = plane.bind_by_token(&caller(None), &token()).await.unwrap();
+    assert_eq!((bound.pod.place().as_str(), bound.claims.is_some()), ("shop/web-0", true));
+    // Another replica may have issued it.
+    let own = svid(&plane, "web-0", false).await;
+    plane.bind_by_token(&caller(Some(own)), &token()).await.unwrap();
+    let others = svid(&plane, "db-0", true).await;
+    assert_eq!(cause(&plane, Some(others)).await, "wrong-service-account");
+}
+
+#[tokio::test]
+async fn a_certificate_of_an_ingress_opens_nothing_whatever_token_comes_with_it() {
+    let home = tempfile::tempdir().unwrap();
+    let plane = control_plane(home.path(), Some("web"));
+    let spki = KeyPair::generate().unwrap().spki_der();
+    let id = plane.model.load().pod("shop", "web-0").unwrap().spiffe_id.clone();
+    let chain = plane.authority.issue_outside(&spki, &id, plane.ttl()).unwrap().chain;
+    let outside = plane.verifier.verify(&chain).unwrap();
+    assert_eq!(cause(&plane, Some(outside)).await, "not-a-proxy");
+}
+
+#[tokio::test]
+async fn while_the_api_server_is_away_only_a_certificate_that_this_replica_remembers_counts() {
+    let home = tempfile::tempdir().unwrap();
+    let plane = control_plane(home.path(), None);
+    assert_eq!(cause(&plane, None).await, "api-server-unavailable");
+    let unknown = svid(&plane, "web-0", false).await;
+    assert_eq!(cause(&plane, Some(unknown)).await, "api-server-unavailable");
+    let known = svid(&plane, "web-0", true).await;
+    let bound = plane.bind_by_token(&caller(Some(known)), &token()).await.unwrap();
+    assert_eq!((bound.pod.place().as_str(), bound.claims.is_none()), ("shop/web-0", true));
+}
+
+#[tokio::test]
+async fn each_kind_of_credential_is_refused_under_the_other_source() {
+    let home = tempfile::tempdir().unwrap();
+    let cluster = control_plane(home.path(), Some("web"));
+    let csr = KeyPair::generate().unwrap().csr_der().unwrap();
+    let ask = |credential| CertifyRequest { csr: csr.clone(), credential };
+    for credential in [Some(Credential::JoinToken("byrnie-join.a.b".to_owned())), None] {
+        let own = svid(&cluster, "web-0", true).await;
+        let refused = cluster.try_certify(&caller(Some(own)), ask(credential)).await.unwrap_err();
+        assert_eq!(refused.cause(), "no-credential");
+    }
+    let other = tempfile::tempdir().unwrap();
+    let directory = plane(other.path(), &[]);
+    let refused = directory.try_certify(&caller(None), ask(Some(Credential::ServiceAccountToken(token())))).await;
+    assert_eq!(refused.unwrap_err().cause(), "no-credential");
+}
