@@ -39,6 +39,7 @@ without_the_injector_the_rest_goes_on() {
   kubectl -n byrnie-system scale deploy/byrnie-injector --replicas=2
   ready byrnie-system deploy/byrnie-injector
   eventually 4 kubectl -n shop run waits --image="$IMAGE" --restart=Never --command -- true
+  kubectl -n shop delete pod waits --wait=false
 }
 
 without_the_control_plane_connections_go_on() {

@@ -25,7 +25,7 @@ ensure_platform() {
   ! kubectl -n platform get pod caller &> /dev/null || return 0
   namespace ingress
   enrolled platform
-  "$BYRNIE" upgrade --image-prefix "$PREFIX" --ingress ingress/nginx --ingress ingress/other
+  "$BYRNIE" upgrade --image-prefix "$PREFIX" --ingress-secret other-client
   mesh_config
   { app shopfront && echo --- && client caller; } | apply platform
   kubectl -n platform apply -f - << 'END'

@@ -41,8 +41,6 @@ impl From<kube::Error> for Refused {
 
 impl Api {
     pub(crate) fn new(url: &str, authority: &Path, token: &str) -> Self {
-        // Another part of the program may have chosen already; it is the same provider.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut config = Config::new(url.parse().expect("an address"));
         let root = CertificateDer::from_pem_file(authority).expect("a certificate");
         config.root_cert = Some(vec![root.to_vec()]);
