@@ -50,6 +50,17 @@ fn socket(mesh: &MeshArgs) -> Result<PathBuf, Failure> {
     }
 }
 
+/// Refuses, in a cluster, what works by files and sockets of one machine.
+fn only_on_this_machine(mesh: &MeshArgs, what: &str, next: &str) -> Result<(), Failure> {
+    if Target::of(mesh)? == Target::Local(socket(mesh)?) {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Usage, format!("{what} is for a mesh on this machine"))
+        .expected("--mesh NAME or --socket PATH")
+        .found("a cluster")
+        .next(next))
+}
+
 /// What the mesh is now.
 fn observe(mesh: &MeshArgs) -> Result<ObserveResponse, Failure> {
     let target = Target::of(mesh)?;

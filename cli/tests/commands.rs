@@ -105,6 +105,17 @@ fn without_a_cluster_exits_with_4_and_says_how_to_name_one() {
 }
 
 #[test]
+fn what_works_on_one_machine_only_says_so_in_a_cluster() {
+    let runtime = tempfile::tempdir().unwrap();
+    for args in [&["token", "create", "shop/web"][..], &["proxy", "renew", "shop/web"]] {
+        let args: Vec<&str> = ["--context", "x"].into_iter().chain(args.iter().copied()).collect();
+        let (code, error) = code_and_error(runtime.path(), &args);
+        assert_eq!(code, 2, "{args:?}: {error}");
+        assert!(error.contains("is for a mesh on this machine"), "{error}");
+    }
+}
+
+#[test]
 fn an_api_server_that_is_away_exits_with_4() {
     let runtime = tempfile::tempdir().unwrap();
     let file = runtime.path().join("kubeconfig");

@@ -28,9 +28,6 @@ struct Finding {
     file: Option<String>,
     /// Place, what was expected, what was found.
     problem: String,
-    /// The object is in force; there is only something to say about it.
-    #[serde(skip)]
-    note: bool,
 }
 
 impl Row for Finding {
@@ -49,16 +46,10 @@ fn findings(observed: &ObserveResponse) -> Vec<Finding> {
         about: if object.object.is_empty() { "(unreadable)".into() } else { object.object.clone() },
         file: Some(object.file.clone()).filter(|file| !file.is_empty()),
         problem: object.message.clone(),
-        note: object.accepted,
     });
     let proxies = observed.proxies.iter().flat_map(|proxy| {
         let about = format!("Proxy {}", proxy.workload);
-        problems(proxy).into_iter().map(move |problem| Finding {
-            about: about.clone(),
-            file: None,
-            problem,
-            note: false,
-        })
+        problems(proxy).into_iter().map(move |problem| Finding { about: about.clone(), file: None, problem })
     });
     objects.chain(proxies).collect()
 }

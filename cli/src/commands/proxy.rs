@@ -32,6 +32,9 @@ pub(super) fn run(mesh: &MeshArgs, command: ProxyCommand) -> Result<Exit, Failur
 }
 
 async fn renew_workload(mesh: &MeshArgs, workload: &str) -> Result<(), Failure> {
+    let next =
+        "kubectl rollout restart   (a pod that is made anew has a new key; proxies renew by themselves at half life)";
+    super::only_on_this_machine(mesh, "byrnie proxy renew", next)?;
     let observed = Client::connect(&super::socket(mesh)?).await?.observe().await?;
     let proxies: Vec<Proxy> = observed.proxies.iter().map(Proxy::from).collect();
     let of_workload: Vec<_> = proxies.iter().filter(|proxy| proxy.workload == workload).collect();

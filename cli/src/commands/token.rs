@@ -18,6 +18,8 @@ struct Token {
 }
 
 pub(super) fn run(mesh: &MeshArgs, command: TokenCommand) -> Result<Exit, Failure> {
+    let next = "byrnie namespace add NAMESPACE   (in a cluster a proxy proves its pod by a ServiceAccount token)";
+    super::only_on_this_machine(mesh, "byrnie token", next)?;
     let socket = socket(mesh)?;
     runtime()?.block_on(async {
         match command {

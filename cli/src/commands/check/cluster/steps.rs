@@ -279,14 +279,15 @@ pub(super) async fn pods(cluster: &Cluster) -> Vec<Step> {
 /// What the control plane knows: refused objects, proxies that are not well, certificates that end.
 pub(super) async fn mesh(cluster: &Cluster, min_cert_days: Option<u32>) -> Vec<Step> {
     let check = "mesh";
-    let observed = match cluster.observe().await {
-        Ok(observed) => observed,
+    let found = async { Ok::<_, Failure>((cluster.observe().await?, cluster.enrolled().await?)) };
+    let (mut observed, enrolled) = match found.await {
+        Ok(found) => found,
         Err(failure) => return vec![Step::from_failure(check, &failure)],
     };
+    let notes = notes(&observed, &enrolled);
+    observed.objects.retain(|object| !object.accepted);
     let mut steps: Vec<Step> = findings(&observed)
         .into_iter()
-        // Every cluster has a Service of UDP: what is in force is no reason to be red. Pods without a proxy are counted above.
-        .filter(|finding| !finding.note)
         .map(|finding| {
             let next = if finding.about.starts_with("Proxy ") {
                 "byrnie proxy status -o wide"
@@ -296,12 +297,32 @@ pub(super) async fn mesh(cluster: &Cluster, min_cert_days: Option<u32>) -> Vec<S
             Step::failed(check, format!("{}: {}", finding.about, finding.problem), next)
         })
         .collect();
+    steps.extend(notes);
     steps.extend(ending(&observed, min_cert_days, OffsetDateTime::now_utc().unix_timestamp()));
     if steps.is_empty() {
         let count = observed.proxies.len();
         steps.push(Step::ok(check, format!("{count} proxies ready, every object in force, certificates fresh")));
     }
     steps
+}
+
+/// What is in force, and not quite what somebody may think: of enrolled namespaces, and of the cluster's own objects. The
+/// same about other namespaces is nobody's business here (there is UDP at every cluster's DNS), and pods without a proxy
+/// have a step of their own.
+fn notes(observed: &ObserveResponse, enrolled: &[String]) -> Vec<Step> {
+    let noted = observed.objects.iter().filter(|object| object.accepted && !object.message.is_empty());
+    let concern = noted.filter(|object| match object.object.split_once(' ') {
+        Some(("Pod", _)) => false,
+        Some((_, place)) => {
+            place.split_once('/').is_none_or(|(namespace, _)| enrolled.iter().any(|each| each == namespace))
+        }
+        None => true,
+    });
+    let step = |object: &byrnie_proto::mesh::v1::ObjectStatus| {
+        let found = crate::cluster::printable(&format!("{}: {}", object.object, object.message));
+        Step::warning("mesh", found, "kubectl describe it; its events say the same")
+    };
+    concern.map(step).collect()
 }
 
 /// Certificates that end within so many days; without a number, those past three quarters of their life, which should have
@@ -348,6 +369,26 @@ mod tests {
         assert_eq!(step.outcome, Outcome::Warning);
         assert!(step.found.contains("shop/web"));
         assert!(ending(&observed(0, 1_000), None, 2_000).is_some(), "expired");
+    }
+
+    #[test]
+    fn a_note_is_a_warning_where_it_concerns_the_mesh() {
+        let note = |object: &str, accepted| byrnie_proto::mesh::v1::ObjectStatus {
+            object: object.into(),
+            accepted,
+            message: "UDP".into(),
+            ..Default::default()
+        };
+        let objects = vec![
+            note("Service kube-system/kube-dns", true),
+            note("Service shop/dns", true),
+            note("Pod shop/web", true),
+            note("MeshConfig default", true),
+            note("MtlsPolicy shop/x", false),
+        ];
+        let observed = ObserveResponse { objects, ..Default::default() };
+        let told: Vec<String> = notes(&observed, &["shop".to_owned()]).into_iter().map(|step| step.found).collect();
+        assert_eq!(told, ["Service shop/dns: UDP", "MeshConfig default: UDP"]);
     }
 
     #[test]
