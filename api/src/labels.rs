@@ -41,6 +41,9 @@ pub const PROXY_IMAGE: &str = "byrnie.dev/proxy-image";
 /// Annotation of a pod: what its proxy logs.
 pub const LOG_LEVEL: &str = "byrnie.dev/log-level";
 
+/// Annotation of a pod: see `TerminationDelay`.
+pub const TERMINATION_DELAY: &str = "byrnie.dev/termination-delay-seconds";
+
 /// Annotations of a pod: CPU and memory that its proxy asks for and may have, as Kubernetes quantities.
 pub const PROXY_CPU_REQUEST: &str = "byrnie.dev/proxy-cpu-request";
 /// See [`PROXY_CPU_REQUEST`].

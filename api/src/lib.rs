@@ -43,5 +43,5 @@ pub use object::{GROUP, Kind, Object, RefusedPolicy, VERSION, is_ours, parse};
 pub use problem::{NOT_SUPPORTED_YET, ParseError, Problem, quote};
 pub use schema::crds;
 pub use selector::Selector;
-pub use sidecar::{ImageReference, LogLevel, Quantity, ResourceSettings, Resources, SidecarSettings};
+pub use sidecar::{ImageReference, LogLevel, Quantity, ResourceSettings, Resources, SidecarSettings, TerminationDelay};
 pub use status::{ACCEPTED, Condition, Status};

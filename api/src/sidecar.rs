@@ -24,6 +24,8 @@ pub struct SidecarSettings {
     pub resources: ResourceSettings,
     /// What is not captured.
     pub exclusions: CaptureExclusions,
+    /// How long the pod's containers go on when the pod is deleted.
+    pub termination_delay: TerminationDelay,
 }
 
 impl SidecarSettings {
@@ -39,6 +41,9 @@ impl SidecarSettings {
         settings.image = image.or(settings.image);
         if let Some(level) = read(annotations, labels::LOG_LEVEL, LogLevel::EXPECTED, &mut problems) {
             settings.log_level = level;
+        }
+        if let Some(delay) = read(annotations, labels::TERMINATION_DELAY, TerminationDelay::EXPECTED, &mut problems) {
+            settings.termination_delay = delay;
         }
         let resources = &mut settings.resources;
         for (annotation, quantity) in [
@@ -63,6 +68,43 @@ impl SidecarSettings {
             Err(more) => problems.extend(more),
         }
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
+    }
+}
+
+/// How long a container without a `preStop` hook of its own goes on after its pod was deleted, in seconds; 0: not at all.
+///
+/// A server that closes its listener at SIGTERM, as most do, resets what waits there, and the callers hear of the pod's end
+/// only about then: every rolling update would lose requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TerminationDelay(u8);
+
+impl TerminationDelay {
+    pub(crate) const EXPECTED: &'static str = "whole seconds from 0 to 60";
+    pub(crate) const MOST: u8 = 60;
+
+    /// `None`: longer than a minute.
+    pub fn from_seconds(seconds: u8) -> Option<Self> {
+        (seconds <= Self::MOST).then_some(Self(seconds))
+    }
+
+    /// Seconds.
+    pub fn seconds(self) -> u8 {
+        self.0
+    }
+}
+
+impl Default for TerminationDelay {
+    /// Twice the second within which every proxy hears of a change of endpoints.
+    fn default() -> Self {
+        Self(2)
+    }
+}
+
+impl FromStr for TerminationDelay {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        text.parse().ok().and_then(Self::from_seconds).ok_or(())
     }
 }
 

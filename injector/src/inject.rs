@@ -181,6 +181,7 @@ pub fn inject(pod: &Pod, namespace: &NamespaceFacts, settings: &Settings) -> Res
     let spec = injected.spec.get_or_insert_default();
     let ours = take_ours(spec);
     let probes = probes::rewrite(spec, &ours, &mut problems);
+    containers::delay_termination(spec, sidecar.termination_delay);
     if !problems.is_empty() {
         problems.truncate(crate::limits::PROBLEMS);
         return Err(problems);

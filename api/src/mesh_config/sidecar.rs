@@ -6,7 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::problem::quote;
-use crate::{CaptureExclusions, LogLevel, Problem, Quantity, ResourceSettings, Resources, SidecarSettings};
+use crate::{
+    CaptureExclusions, LogLevel, Problem, Quantity, ResourceSettings, Resources, SidecarSettings, TerminationDelay,
+};
 use crate::{capture, syntax};
 
 /// How the proxies are run.
@@ -23,6 +25,11 @@ pub struct MeshSidecar {
     /// What a proxy asks for and may have. Default: requests of `10m` CPU and `32Mi` memory, no limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<MeshResources>,
+    /// For how many seconds a container without a `preStop` hook goes on after its pod was deleted, so that its callers
+    /// have heard of it before it closes its listener. Default: 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 60))]
+    pub termination_delay_seconds: Option<u8>,
     /// What is not captured in any pod, beside what a pod's annotations say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclude: Option<SidecarExclusions>,
@@ -91,6 +98,10 @@ impl MeshSidecar {
             image,
             log_level: self.log_level.unwrap_or_default(),
             resources: self.resources(problems),
+            termination_delay: self
+                .termination_delay_seconds
+                .and_then(TerminationDelay::from_seconds)
+                .unwrap_or_default(),
             exclusions: self.exclude.as_ref().map(|exclude| exclude.read(problems)).unwrap_or_default(),
         }
     }

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use byrnie_api::{Quantity as Amount, Resources, SidecarSettings, labels};
+use byrnie_api::{Quantity as Amount, Resources, SidecarSettings, TerminationDelay, labels};
 use byrnie_proto::probes::{PROBES, Probes};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapProjection, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, ExecAction,
     HTTPGetAction, KeyToPath, Lifecycle, LifecycleHandler, PodSpec, Probe, ProjectedVolumeSource, ResourceRequirements,
-    SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    SeccompProfile, SecurityContext, ServiceAccountTokenProjection, SleepAction, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -141,6 +141,23 @@ impl Parts<'_> {
         }
         let given = |amounts: BTreeMap<_, _>| (!amounts.is_empty()).then_some(amounts);
         ResourceRequirements { limits: given(limits), requests: given(requests), claims: None }
+    }
+}
+
+/// Keeps the containers that have no `preStop` hook alive for a moment after the pod's deletion: see [`TerminationDelay`].
+/// A pod that is to end faster than that is left alone.
+pub(super) fn delay_termination(spec: &mut PodSpec, delay: TerminationDelay) {
+    let seconds = i64::from(delay.seconds());
+    let grace = spec.termination_grace_period_seconds.unwrap_or(limits::DRAIN_SECONDS);
+    if seconds == 0 || grace <= seconds {
+        return;
+    }
+    for container in &mut spec.containers {
+        let hooks = container.lifecycle.get_or_insert_default();
+        hooks.pre_stop.get_or_insert_with(|| LifecycleHandler {
+            sleep: Some(SleepAction { seconds }),
+            ..LifecycleHandler::default()
+        });
     }
 }
 

@@ -4,7 +4,7 @@
 //! the sent object and of this, and not of two of our own readings of it.
 
 use byrnie_api::labels;
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, PodSpec, Probe};
+use k8s_openapi::api::core::v1::{Container, Lifecycle, LifecycleHandler, Pod, PodSpec, Probe};
 use serde_json::{Map, Value};
 
 use super::is_ours;
@@ -68,6 +68,9 @@ fn point<'a>(sent: &mut [Value], injected: impl Iterator<Item = &'a Container>) 
             }
         }
         let Some(lifecycle) = &injected.lifecycle else { continue };
+        if lifecycle.pre_stop.as_ref().is_some_and(|hook| hook.sleep.is_some()) {
+            add_hook(sent, lifecycle);
+        }
         for (field, hook) in [("postStart", &lifecycle.post_start), ("preStop", &lifecycle.pre_stop)] {
             let sent = sent.get_mut("lifecycle").and_then(|lifecycle| lifecycle.get_mut(field));
             if let (Some(hook), Some(sent)) = (hook, sent) {
@@ -84,6 +87,19 @@ fn point_probe(sent: &mut Value, probe: &Probe) {
     sent.insert("httpGet".to_owned(), serde_json::to_value(get).unwrap_or_default());
     if let Some(seconds) = probe.timeout_seconds {
         sent.insert("timeoutSeconds".to_owned(), Value::from(seconds));
+    }
+}
+
+/// The hook that was added where there was none.
+fn add_hook(sent: &mut Map<String, Value>, injected: &Lifecycle) {
+    let hooks = sent.entry("lifecycle").or_insert(Value::Null);
+    if hooks.is_null() {
+        *hooks = Value::Object(Map::new());
+    }
+    let Some(hooks) = hooks.as_object_mut() else { return };
+    let hook = hooks.entry("preStop").or_insert(Value::Null);
+    if hook.is_null() {
+        *hook = serde_json::to_value(&injected.pre_stop).unwrap_or_default();
     }
 }
 

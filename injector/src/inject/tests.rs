@@ -73,6 +73,39 @@ fn a_plain_pod_with_its_proxy() {
 }
 
 #[test]
+fn a_container_without_a_hook_goes_on_for_a_moment_when_its_pod_is_deleted() {
+    let hook = |pod: &Pod| {
+        let lifecycle = pod.spec.as_ref().unwrap().containers[0].lifecycle.as_ref();
+        serde_json::to_value(lifecycle.and_then(|hooks| hooks.pre_stop.clone())).unwrap()
+    };
+    assert_eq!(hook(&injected(|_| {})), json!({"sleep": {"seconds": 2}}));
+    let longer =
+        |pod: &mut Value| pod["metadata"]["annotations"] = json!({"byrnie.dev/termination-delay-seconds": "5"});
+    assert_eq!(hook(&injected(longer)), json!({"sleep": {"seconds": 5}}));
+    let off = |pod: &mut Value| pod["metadata"]["annotations"] = json!({"byrnie.dev/termination-delay-seconds": "0"});
+    assert_eq!(hook(&injected(off)), Value::Null);
+    // One that must be gone at once, and one that says itself what it does.
+    let hurried = |pod: &mut Value| pod["spec"]["terminationGracePeriodSeconds"] = json!(2);
+    assert_eq!(hook(&injected(hurried)), Value::Null);
+    let own = json!({"exec": {"command": ["nginx", "-s", "quit"]}});
+    let quits = |pod: &mut Value| pod["spec"]["containers"][0]["lifecycle"] = json!({"preStop": own});
+    assert_eq!(hook(&injected(quits)), own);
+}
+
+#[test]
+fn the_hook_that_is_added_reaches_the_object_as_it_was_sent() {
+    for hooks in [Value::Null, json!({"postStart": {"exec": {"command": ["true"]}}})] {
+        let mut sent = serde_json::to_value(pod(|_| {})).unwrap();
+        sent["spec"]["containers"][0]["lifecycle"] = hooks.clone();
+        let typed: Pod = serde_json::from_value(sent.clone()).unwrap();
+        let whole = graft(&sent, &inject_into(&typed).0);
+        let after = &whole["spec"]["containers"][0]["lifecycle"];
+        assert_eq!(after["preStop"], json!({"sleep": {"seconds": 2}}));
+        assert_eq!(after["postStart"], hooks["postStart"]);
+    }
+}
+
+#[test]
 fn a_pod_with_everything_that_an_injection_touches() {
     insta::assert_snapshot!(yaml(&injected(|pod| {
         pod["metadata"]["annotations"] = json!({
