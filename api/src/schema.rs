@@ -7,7 +7,9 @@
 
 use std::sync::OnceLock;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
 use kube::CustomResourceExt;
 use serde_json::{Map, Value};
 
@@ -38,6 +40,27 @@ pub(crate) fn check(kind: Kind, object: &Map<String, Value>) -> Vec<Problem> {
 }
 
 fn crd(kind: Kind) -> CustomResourceDefinition {
+    let mut definition = derived(kind);
+    for version in &mut definition.spec.versions {
+        let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        schema.into_iter().for_each(drop_formats);
+    }
+    definition
+}
+
+/// The sizes of Rust's integers are no formats of OpenAPI: kubectl warns of each, and ranges say the same.
+fn drop_formats(schema: &mut JSONSchemaProps) {
+    schema.format.take_if(|format| format.starts_with("uint"));
+    schema.properties.iter_mut().flatten().for_each(|(_, schema)| drop_formats(schema));
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        drop_formats(items);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
+        drop_formats(values);
+    }
+}
+
+fn derived(kind: Kind) -> CustomResourceDefinition {
     match kind {
         Kind::MeshConfig => MeshConfig::crd(),
         Kind::MtlsPolicy => MtlsPolicy::crd(),
