@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::inbound::Gate;
 use crate::limits::{HALF_CLOSED, SETTLE, SWEEP};
-use crate::model::Meshed;
+use crate::model::{Destination, DestinationKind, Endpoint, Meshed};
 use crate::shared::Shared;
 
 pub mod unreachable;
@@ -35,7 +35,7 @@ pub(crate) enum Grounds {
     /// Plaintext to an endpoint inside the cluster.
     OutboundPlaintext { dialled: SocketAddr, endpoint: SocketAddr },
     /// A connection out of the cluster.
-    Egress { destination: SocketAddr },
+    Egress { dialled: SocketAddr, destination: SocketAddr },
 }
 
 /// Why a connection is cut.
@@ -361,7 +361,12 @@ fn check(stream: &Stream, shared: &Shared) -> Result<(), Cut> {
             }
             Some(Meshed::NotEnrolled) | None => Ok(()),
         },
-        (Grounds::Egress { destination }, _) => {
+        (Grounds::Egress { dialled, destination }, _) => {
+            if let Some(known) = shared.discovery.peek(*dialled)
+                && !is_outside(&known, *destination)
+            {
+                return Err(denied("inside-now", format!("{destination} counts as inside of the cluster now")));
+            }
             let request =
                 EgressRequest { source: &own.spiffe_id, destination: destination.ip(), port: destination.port() };
             let decision = evaluate_egress(&own.policies, &request);
@@ -371,6 +376,13 @@ fn check(stream: &Stream, shared: &Shared) -> Result<(), Cut> {
             Err(denied("no-identity", "a secured connection without a peer".into()))
         }
     }
+}
+
+/// Whether connections to `destination` leave the cluster. What an egress policy allows goes in plaintext: so it must not
+/// reach a pod of which the control plane had not heard when the connection began.
+fn is_outside(known: &Destination, destination: SocketAddr) -> bool {
+    let external = |endpoint: &Endpoint| endpoint.address == destination && endpoint.meshed == Meshed::External;
+    known.kind == DestinationKind::External || known.endpoints.iter().any(external)
 }
 
 /// What the control plane says of `endpoint` now, if it still says anything.
