@@ -394,3 +394,31 @@ fn meshed(shared: &Shared, dialled: SocketAddr, endpoint: SocketAddr) -> Option<
 fn denied(cause: &'static str, reason: String) -> Cut {
     Cut { code: ResetCode::PolicyDenied, cause, reason }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::model::AppProtocol;
+
+    #[test]
+    fn what_egress_let_out_stays_out_only_while_its_destination_is_outside() {
+        let address: SocketAddr = "10.9.9.9:80".parse().unwrap();
+        let endpoint = |meshed| Endpoint {
+            address,
+            weight: 1,
+            zone: "".into(),
+            workload: "".into(),
+            pod_uid: "".into(),
+            meshed,
+            terminating: false,
+        };
+        let known = |kind, endpoints| Destination { kind, service: None, protocol: AppProtocol::Unknown, endpoints };
+        assert!(is_outside(&known(DestinationKind::External, vec![]), address));
+        assert!(is_outside(&known(DestinationKind::Service, vec![endpoint(Meshed::External)]), address));
+        let meshed = Meshed::Yes(crate::test_support::id("db"));
+        assert!(!is_outside(&known(DestinationKind::Pod, vec![endpoint(meshed)]), address));
+        assert!(!is_outside(&known(DestinationKind::Pod, vec![endpoint(Meshed::NotEnrolled)]), address));
+        assert!(!is_outside(&known(DestinationKind::UnknownInternal, vec![]), address));
+    }
+}
