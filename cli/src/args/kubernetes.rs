@@ -13,6 +13,10 @@ pub struct InstallArgs {
     /// What may differ between installations; left out: as it was installed, or else the default.
     #[command(flatten)]
     pub values: ValueArgs,
+    /// The trust domain of a new mesh, which stands in every identity and can't be changed: makes the MeshConfig `default`
+    /// that says so, where there is none [default: cluster.local, or what the MeshConfig says].
+    #[arg(long, value_name = "NAME")]
+    pub trust_domain: Option<byrnie_identity::TrustDomain>,
     /// Print the objects instead of applying them; asks no cluster.
     #[arg(long)]
     pub dry_run: bool,
