@@ -1,6 +1,6 @@
 //! What of a pod says how it is, and whether it is in the mesh.
 
-use byrnie_api::labels::{CAPTURE_CONTAINER, INJECT, INJECT_OFF, PROXY_CONTAINER};
+use byrnie_api::labels::{CAPTURE_CONTAINER, PROXY_CONTAINER};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
 
@@ -19,19 +19,6 @@ pub fn is_meshed(pod: &Pod) -> bool {
 pub fn is_finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some()
-}
-
-/// Why it stays out of the mesh on purpose.
-pub fn stays_out(pod: &Pod) -> Option<&'static str> {
-    let spec = pod.spec.as_ref()?;
-    if spec.host_network == Some(true) {
-        return Some("it uses the node's network (hostNetwork)");
-    }
-    if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
-        return Some("it runs Windows");
-    }
-    let off = pod.annotations().get(INJECT).is_some_and(|value| value == INJECT_OFF);
-    off.then_some("its annotation byrnie.dev/inject says false")
 }
 
 /// Whether its condition `Ready` is true.
