@@ -63,21 +63,25 @@ impl Default for ProxyImage {
     }
 }
 
-/// When a node pulls an image; the names are Kubernetes'.
+/// When a node pulls an image; the names are Kubernetes', and on a command line also those that are easier to type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "PascalCase")]
 pub enum PullPolicy {
     /// Each time a container starts.
+    #[value(alias = "always")]
     Always,
     /// Where it is not there.
     #[default]
+    #[value(alias = "if-not-present")]
     IfNotPresent,
     /// It must be there.
+    #[value(alias = "never")]
     Never,
 }
 
 impl PullPolicy {
-    const fn as_str(self) -> &'static str {
+    /// As Kubernetes spells it.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Always => "Always",
             Self::IfNotPresent => "IfNotPresent",
