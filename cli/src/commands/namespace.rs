@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::SystemTime;
 
-use byrnie_api::labels::{MESH, MESH_DISABLED, MESH_ENABLED, SYSTEM_NAMESPACE};
+use byrnie_api::labels::{MESH, MESH_DISABLED, MESH_ENABLED, NEVER_ENROLLED};
 use byrnie_injector::inject::stays_outside;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -41,7 +41,7 @@ pub(super) fn run(mesh: &MeshArgs, command: NamespaceCommand) -> Result<Exit, Fa
 }
 
 async fn add(cluster: &Cluster, name: &str, change: ChangeArgs, force: bool) -> Result<Exit, Failure> {
-    if name == "kube-system" || name == SYSTEM_NAMESPACE {
+    if NEVER_ENROLLED.contains(&name) {
         return Err(Failure::new(Exit::Usage, format!("{name} can't be in the mesh"))
             .expected("a namespace whose pods can wait for the mesh")
             .found("one that brings the mesh up")

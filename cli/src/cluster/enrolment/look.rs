@@ -1,7 +1,7 @@
 //! What enrolling a namespace would break, looked for before it does.
 
 use byrnie_api::Problem;
-use byrnie_api::labels::SYSTEM_NAMESPACE;
+use byrnie_api::labels::{CONTROL_PLANE_PORT, SYSTEM_NAMESPACE};
 use byrnie_injector::inject::{NamespaceFacts, Outcome, ProxyImage, Settings, inject};
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
@@ -17,8 +17,7 @@ use super::{facts, mend, pods};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
 
-/// The control plane's port, and that of DNS: what a meshed pod must reach besides what its application calls.
-const CONTROL_PLANE_PORT: i32 = 15_128;
+/// What a meshed pod must reach besides the control plane and what its application calls.
 const DNS_PORT: i32 = 53;
 
 /// How bad it is.
@@ -208,15 +207,14 @@ fn of_policy(namespace: &str, policy: &NetworkPolicy) -> Option<Finding> {
         None => spec.egress.is_some(),
     };
     let rules = spec.egress.as_deref().unwrap_or_default();
-    let control_plane = rules.iter().any(|rule| opens(rule, CONTROL_PLANE_PORT, "TCP", SYSTEM_NAMESPACE));
+    let control_plane = rules.iter().any(|rule| opens(rule, i32::from(CONTROL_PLANE_PORT), "TCP", SYSTEM_NAMESPACE));
     let dns = rules.iter().any(|rule| opens(rule, DNS_PORT, "UDP", "kube-system"));
-    let missing = match (control_plane, dns) {
-        _ if !restricts => return None,
-        (true, true) => return None,
-        (false, true) => "the control plane (TCP 15128 in byrnie-system)",
-        (true, false) => "DNS (port 53)",
-        (false, false) => "the control plane (TCP 15128 in byrnie-system) and DNS (port 53)",
-    };
+    if !restricts || (control_plane && dns) {
+        return None;
+    }
+    let named = format!("the control plane (TCP {CONTROL_PLANE_PORT} in {SYSTEM_NAMESPACE})");
+    let missing = [(!control_plane).then_some(named), (!dns).then(|| format!("DNS (port {DNS_PORT})"))];
+    let missing = missing.into_iter().flatten().collect::<Vec<_>>().join(" and ");
     Some(Finding {
         gravity: Gravity::Breaks,
         about: format!("NetworkPolicy {}", policy.name_any()),
