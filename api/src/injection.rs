@@ -1,6 +1,9 @@
-//! Whether a pod of an enrolled namespace is to have a proxy, by our annotations and by those of Open Service Mesh.
+//! Whether a pod of an enrolled namespace is to have a proxy, by our annotations and by those of Open Service Mesh; and
+//! whether it has one.
 
 use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, PodSpec};
 
 use crate::problem::quote;
 use crate::{Problem, labels};
@@ -52,6 +55,16 @@ pub fn injection(
     }
 }
 
+/// Whether the proxy was injected: the pod has both of our containers, and the API server lets nobody change that. Whoever
+/// writes them by hand is called with TLS, or not at all.
+pub fn is_meshed(spec: &PodSpec) -> bool {
+    let mut containers = spec.init_containers.iter().flatten();
+    let proxy = |container: &Container| {
+        container.name == labels::PROXY_CONTAINER && container.restart_policy.as_deref() == Some("Always")
+    };
+    containers.clone().any(proxy) && containers.any(|container| container.name == labels::CAPTURE_CONTAINER)
+}
+
 /// The values that OSM's own injector took, in whatever case.
 fn osm(path: &str, whose: &str, value: &str) -> Result<Injection, Problem> {
     match value.to_ascii_lowercase().as_str() {
@@ -75,6 +88,23 @@ mod tests {
 
     fn one(key: &str, value: &str) -> BTreeMap<String, String> {
         BTreeMap::from([(key.to_owned(), value.to_owned())])
+    }
+
+    #[test]
+    fn a_pod_is_meshed_by_both_containers() {
+        let container = |name: &str, restart: Option<&str>| Container {
+            name: name.to_owned(),
+            restart_policy: restart.map(str::to_owned),
+            ..Container::default()
+        };
+        let with = |containers: Vec<Container>| PodSpec { init_containers: Some(containers), ..PodSpec::default() };
+        let (capture, proxy) = (container("byrnie-capture", None), container("byrnie-proxy", Some("Always")));
+        assert!(is_meshed(&with(vec![capture.clone(), proxy.clone()])));
+        assert!(is_meshed(&with(vec![proxy.clone(), capture.clone()])));
+        assert!(!is_meshed(&with(vec![capture.clone()])));
+        assert!(!is_meshed(&with(vec![proxy])));
+        assert!(!is_meshed(&with(vec![capture, container("byrnie-proxy", None)])));
+        assert!(!is_meshed(&PodSpec::default()));
     }
 
     fn nothing() -> BTreeMap<String, String> {

@@ -77,7 +77,7 @@ pub const IDENTITY_DIR: &str = "/var/run/secrets/byrnie";
 /// Where [`STATE_VOLUME`] is mounted.
 pub const STATE_DIR: &str = "/var/run/byrnie";
 
-/// The user that the proxy runs as.
+/// The user that the proxy runs as; the other images have the same.
 pub const PROXY_UID: i64 = 1500;
 
 /// The ConfigMap of every enrolled namespace with the roots of the mesh, PEM.
@@ -88,6 +88,9 @@ pub const BUNDLE_KEY: &str = "bundle.pem";
 
 /// Deployment, Service, ServiceAccount and Lease of the control plane.
 pub const CONTROL_PLANE: &str = "byrnie-control-plane";
+
+/// Where proxies reach the control plane, TCP.
+pub const CONTROL_PLANE_PORT: u16 = 15_128;
 
 /// Deployment, Service, ServiceAccount and both webhook configurations of the injector.
 pub const INJECTOR: &str = "byrnie-injector";

@@ -33,7 +33,7 @@ pub use capture::CaptureExclusions;
 pub use compile::{Workload, compile};
 pub use egress_policy::{Destination, EgressPolicy, EgressPolicySpec};
 pub use ingress_policy::{IngressPolicy, IngressPolicySpec};
-pub use injection::{Injection, injection};
+pub use injection::{Injection, injection, is_meshed};
 pub use mesh_config::{
     DEFAULT_TRUST_DOMAIN, IngressCertificate, MESH_CONFIG_NAME, MeshAuthorization, MeshConfig, MeshConfigSpec,
     MeshEgress, MeshMtls, MeshNetworks, MeshResources, MeshSettings, MeshSidecar, SidecarExclusions, SidecarResources,

@@ -14,7 +14,7 @@ use crate::output::Format;
 pub use hidden::{App, HttpApp, IngressApp};
 pub use inject::InjectArgs;
 pub use kubernetes::{
-    ChangeArgs, GenerateArgs, InstallArgs, ManifestFormat, NamespaceCommand, PullPolicy, UninstallArgs, ValueArgs,
+    ChangeArgs, GenerateArgs, InstallArgs, ManifestFormat, NamespaceCommand, UninstallArgs, ValueArgs,
 };
 
 const EXIT_CODES: &str = "\

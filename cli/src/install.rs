@@ -10,6 +10,7 @@ mod manifest;
 pub mod rbac;
 pub mod ready;
 pub mod remove;
+pub mod trust_domain;
 mod values;
 mod workloads;
 

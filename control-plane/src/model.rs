@@ -111,9 +111,13 @@ pub fn settings(objects: &Objects, fixed: Option<&TrustDomain>) -> Result<MeshSe
     let settings = settings.map_err(|problems| (stored.clone(), in_words(&problems).err().unwrap_or_default()))?;
     match fixed {
         Some(fixed) if *fixed != settings.trust_domain => {
+            let whose = match objects.meshed_by {
+                MeshedBy::Issuance => "this state directory",
+                MeshedBy::Sidecar => "the root in Secret byrnie-ca",
+            };
             let message = format!(
-                "spec.trustDomain: expected {fixed}, found {}: the identities of this state directory belong to the former; \
-                 a new trust domain needs a new state directory",
+                "spec.trustDomain: expected {fixed}, found {}: the identities of {whose} belong to the former; \
+                 a new trust domain needs a new one",
                 settings.trust_domain
             );
             Err((stored, message))

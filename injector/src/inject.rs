@@ -63,21 +63,25 @@ impl Default for ProxyImage {
     }
 }
 
-/// When a node pulls an image; the names are Kubernetes'.
+/// When a node pulls an image; the names are Kubernetes', and on a command line also those that are easier to type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "PascalCase")]
 pub enum PullPolicy {
     /// Each time a container starts.
+    #[value(alias = "always")]
     Always,
     /// Where it is not there.
     #[default]
+    #[value(alias = "if-not-present")]
     IfNotPresent,
     /// It must be there.
+    #[value(alias = "never")]
     Never,
 }
 
 impl PullPolicy {
-    const fn as_str(self) -> &'static str {
+    /// As Kubernetes spells it.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Always => "Always",
             Self::IfNotPresent => "IfNotPresent",
@@ -100,8 +104,14 @@ pub struct NamespaceFacts {
 impl NamespaceFacts {
     /// A namespace that is in the mesh by our label, for when there is no API server to ask.
     pub fn enrolled(name: &str) -> Self {
-        let labels = BTreeMap::from([(labels::MESH.to_owned(), labels::MESH_ENABLED.to_owned())]);
-        Self { name: name.to_owned(), labels, annotations: BTreeMap::new() }
+        Self { name: name.to_owned(), ..Self::default() }.with_our_label()
+    }
+
+    /// The same once it is enrolled by our label.
+    #[must_use]
+    pub fn with_our_label(mut self) -> Self {
+        self.labels.insert(labels::MESH.to_owned(), labels::MESH_ENABLED.to_owned());
+        self
     }
 }
 
@@ -198,6 +208,15 @@ pub fn inject(pod: &Pod, namespace: &NamespaceFacts, settings: &Settings) -> Res
     }
     let warnings = checks::warnings(&injected, annotations);
     Ok(Outcome::Injected { pod: Box::new(injected), warnings })
+}
+
+/// Why a pod of a namespace that is in the mesh stays outside on purpose; `None` also where nobody can tell, because
+/// [`inject`] would refuse it.
+pub fn stays_outside(pod: &Pod, namespace: &NamespaceFacts) -> Option<PassedBy> {
+    let none = BTreeMap::new();
+    let annotations = pod.metadata.annotations.as_ref().unwrap_or(&none);
+    let wanted = injection(&namespace.labels, &namespace.annotations, annotations).ok()?;
+    passes_by(pod.spec.as_ref()?, wanted)
 }
 
 fn passes_by(spec: &PodSpec, wanted: Injection) -> Option<PassedBy> {

@@ -140,6 +140,10 @@ impl Mesh {
             Some(Err(error)) => Err(error.to_string()),
         };
         match settings {
+            // Only one that was deleted, or never passed the webhook, can say another.
+            Ok(mesh) if self.good().is_ok_and(|held| held.mesh.trust_domain != mesh.trust_domain) => {
+                warn!(found = %mesh.trust_domain, "another trust domain: what held before stays in force");
+            }
             Ok(mesh) => {
                 let settings = Settings::new(&mesh, &self.image);
                 info!(trust_domain = %mesh.trust_domain, "MeshConfig taken up");

@@ -1,6 +1,6 @@
 //! `/validate`: objects of byrnie.dev whose mistakes a schema can't see, and namespaces that may not be enrolled.
 
-use byrnie_api::{GROUP, Kind, Problem, labels, parse, quote};
+use byrnie_api::{GROUP, MESH_CONFIG_NAME, MeshConfigSpec, Object, Problem, labels, parse, quote};
 use serde_json::Value;
 use tracing::info;
 
@@ -34,9 +34,8 @@ fn policy(request: &Request, mesh: &Mesh) -> Response {
         Ok(object) => object,
         Err(error) => return Response::deny(request, &in_words(&error.object, &error.problems)),
     };
-    // What mends a broken MeshConfig must not wait for it to be good.
-    if object.kind() == Kind::MeshConfig {
-        return Response::allow(request);
+    if let Object::MeshConfig(config) = &object {
+        return mesh_config(request, &config.spec, mesh);
     }
     match mesh.mesh_settings() {
         Ok(settings) => {
@@ -49,6 +48,26 @@ fn policy(request: &Request, mesh: &Mesh) -> Response {
         }
         Err(reason) => Response::not_now(request, &format!("byrnie: {object} is not admitted yet: {reason}")),
     }
+}
+
+/// The trust domain stands in every identity that was issued: with another one the control plane would go on as before,
+/// and proxies made from then on would expect what nobody has.
+fn mesh_config(request: &Request, spec: &MeshConfigSpec, mesh: &Mesh) -> Response {
+    // What mends a broken MeshConfig must not wait for it to be good.
+    let (Ok(wanted), Ok(now)) = (spec.settings(), mesh.mesh_settings()) else {
+        return Response::allow(request);
+    };
+    if wanted.trust_domain == now.trust_domain {
+        return Response::allow(request);
+    }
+    let found = match &spec.trust_domain {
+        Some(named) => quote(named),
+        None => format!("none, which is `{}`", wanted.trust_domain),
+    };
+    let problem = Problem::new("spec.trustDomain", quote(now.trust_domain.as_str()), found).hint(
+        "every identity of the mesh has it; for another one: `byrnie uninstall`, and `byrnie install --trust-domain`",
+    );
+    Response::deny(request, &in_words(&format!("MeshConfig {MESH_CONFIG_NAME}"), &[problem]))
 }
 
 /// The control plane's part of an object; nobody else's to judge.

@@ -31,7 +31,9 @@ async fn a_pod_comes_back_with_a_patch_that_adds_the_proxy() {
     let mut patched = sent.clone();
     json_patch::patch(&mut patched, &patch).unwrap();
     assert_eq!(patched["spec"]["initContainers"][1]["name"], "byrnie-proxy");
-    assert_eq!(patched["spec"]["containers"], sent["spec"]["containers"]);
+    let mut containers = patched["spec"]["containers"].clone();
+    assert!(containers[0].as_object_mut().unwrap().remove("lifecycle").is_some(), "it waits before it ends");
+    assert_eq!(containers, sent["spec"]["containers"]);
     let again = injector.post("/mutate", &review("Pod", "shop", &patched)).await.json();
     assert_eq!(again["response"], json!({"uid": "1", "allowed": true}));
     injector.end().await;
@@ -79,7 +81,7 @@ async fn nothing_is_admitted_until_mesh_and_namespaces_were_seen() {
 
 #[tokio::test]
 async fn a_mesh_config_with_a_mistake_leaves_in_force_what_held_before() {
-    let injector = Injector::start().await;
+    let injector = Injector::start_knowing_nothing().await;
     let config = |domain: &str| {
         json!({"apiVersion": "byrnie.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "default"},
             "spec": {"trustDomain": domain}, "status": {"conditions": []}})
@@ -96,6 +98,34 @@ async fn a_mesh_config_with_a_mistake_leaves_in_force_what_held_before() {
     let answer = unknowing.post("/validate", &review("MeshConfig", "", &config("example.org"))).await.json();
     assert_eq!(answer["response"]["allowed"], true);
     unknowing.end().await;
+}
+
+#[tokio::test]
+async fn the_trust_domain_of_a_mesh_does_not_change_under_its_pods() {
+    let injector = Injector::start().await;
+    let config = |spec: Value| json!({"apiVersion": "byrnie.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "default"}, "spec": spec});
+    let before = injector.mesh.settings().unwrap().trust_domain;
+    let same = config(json!({"trustDomain": before.as_str(), "svidTtl": "2h"}));
+    let answer = injector.post("/validate", &review("MeshConfig", "", &same)).await.json();
+    assert_eq!(answer["response"]["allowed"], true);
+    let other = config(json!({"trustDomain": "other.example"}));
+    let answer = injector.post("/validate", &review("MeshConfig", "", &other)).await.json();
+    assert_eq!(answer["response"]["allowed"], false);
+    for part in ["MeshConfig default", "spec.trustDomain", "expected `cluster.local`", "found `other.example`"] {
+        assert!(message(&answer).contains(part), "{}", message(&answer));
+    }
+    // It comes by another way: a webhook that was not there, or a MeshConfig that was deleted.
+    injector.mesh.set_mesh_config(Some(other.clone()));
+    assert_eq!(injector.mesh.settings().unwrap().trust_domain, before);
+    injector.end().await;
+    let named = Injector::start_knowing_nothing().await;
+    named.mesh.set_mesh_config(Some(other));
+    let nameless = config(json!({"adoptedMeshes": ["osm"]}));
+    let answer = named.post("/validate", &review("MeshConfig", "", &nameless)).await.json();
+    assert!(message(&answer).contains("found none, which is `cluster.local`"), "{}", message(&answer));
+    named.mesh.set_mesh_config(None);
+    assert_eq!(named.mesh.settings().unwrap().trust_domain.as_str(), "other.example");
+    named.end().await;
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use byrnie_injector::inject::PullPolicy;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::output::Format;
@@ -13,6 +14,10 @@ pub struct InstallArgs {
     /// What may differ between installations; left out: as it was installed, or else the default.
     #[command(flatten)]
     pub values: ValueArgs,
+    /// The trust domain of a new mesh, which stands in every identity and can't be changed: makes the MeshConfig `default`
+    /// that says so, where there is none [default: cluster.local, or what the MeshConfig says].
+    #[arg(long, value_name = "NAME")]
+    pub trust_domain: Option<byrnie_identity::TrustDomain>,
     /// Print the objects instead of applying them; asks no cluster.
     #[arg(long)]
     pub dry_run: bool,
@@ -39,7 +44,7 @@ pub struct ValueArgs {
     /// The images' tag [default: this program's version].
     #[arg(long, value_name = "TAG")]
     pub image_tag: Option<String>,
-    /// When kubelet pulls the images [default: if-not-present].
+    /// When kubelet pulls the images [default: IfNotPresent].
     #[arg(long, value_enum, value_name = "WHEN")]
     pub pull_policy: Option<PullPolicy>,
     /// What the control plane and the injector log: a level, or levels by module [default: info].
@@ -61,28 +66,6 @@ pub struct ValueArgs {
     /// (MeshConfig's secretName); may be given several times.
     #[arg(long = "ingress-secret", value_name = "NAME", value_parser = object_name)]
     pub ingress_secrets: Vec<String>,
-}
-
-/// When kubelet pulls an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum PullPolicy {
-    /// At every start of a pod.
-    Always,
-    /// Where the node does not have it.
-    IfNotPresent,
-    /// Never: the node has it.
-    Never,
-}
-
-impl PullPolicy {
-    /// In Kubernetes' spelling.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Always => "Always",
-            Self::IfNotPresent => "IfNotPresent",
-            Self::Never => "Never",
-        }
-    }
 }
 
 /// The forms of manifests.

@@ -1,37 +1,17 @@
 //! What of a pod says how it is, and whether it is in the mesh.
 
-use byrnie_api::labels::{CAPTURE_CONTAINER, INJECT, INJECT_OFF, PROXY_CONTAINER};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
 
-/// Whether its proxy was injected: the pod has both of our containers, and the API server lets nobody change that.
+/// Whether its proxy was injected.
 pub fn is_meshed(pod: &Pod) -> bool {
-    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    let (mut capture, mut proxy) = (false, false);
-    for container in containers {
-        capture |= container.name == CAPTURE_CONTAINER;
-        proxy |= container.name == PROXY_CONTAINER && container.restart_policy.as_deref() == Some("Always");
-    }
-    capture && proxy
+    pod.spec.as_ref().is_some_and(byrnie_api::is_meshed)
 }
 
 /// Whether it has ended, or is about to.
 pub fn is_finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some()
-}
-
-/// Why it stays out of the mesh on purpose.
-pub fn stays_out(pod: &Pod) -> Option<&'static str> {
-    let spec = pod.spec.as_ref()?;
-    if spec.host_network == Some(true) {
-        return Some("it uses the node's network (hostNetwork)");
-    }
-    if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
-        return Some("it runs Windows");
-    }
-    let off = pod.annotations().get(INJECT).is_some_and(|value| value == INJECT_OFF);
-    off.then_some("its annotation byrnie.dev/inject says false")
 }
 
 /// Whether its condition `Ready` is true.
@@ -78,20 +58,6 @@ mod tests {
 
     fn pod(value: serde_json::Value) -> Pod {
         serde_json::from_value(value).unwrap()
-    }
-
-    #[test]
-    fn a_pod_is_meshed_by_both_containers_and_not_by_its_annotation() {
-        let proxy = json!({"name": "byrnie-proxy", "restartPolicy": "Always"});
-        let capture = json!({"name": "byrnie-capture"});
-        let with = |containers: Vec<&serde_json::Value>| {
-            pod(json!({"metadata": {"name": "x", "annotations": {"byrnie.dev/injected": "1"}},
-                "spec": {"containers": [], "initContainers": containers}}))
-        };
-        assert!(is_meshed(&with(vec![&capture, &proxy])));
-        assert!(!is_meshed(&with(vec![&capture])));
-        assert!(!is_meshed(&with(vec![&capture, &json!({"name": "byrnie-proxy"})])));
-        assert!(!is_meshed(&with(vec![])));
     }
 
     #[test]

@@ -18,14 +18,15 @@ use crate::output::{cannot_print, green};
 
 pub(super) fn install(mesh: &MeshArgs, options: &InstallArgs, upgrade: bool) -> Result<Exit, Failure> {
     if options.dry_run {
-        print(&given(&options.values, Values::default()), options.output)?;
+        print(options)?;
         return Ok(Exit::Success);
     }
     runtime()?.block_on(async {
         let deadline = Instant::now() + options.timeout;
         let cluster = Cluster::connect(mesh).await?;
         let values = given(&options.values, stored(&cluster).await?);
-        let how = apply::Options { force: options.force, upgrade, deadline };
+        let trust_domain = options.trust_domain.as_ref();
+        let how = apply::Options { force: options.force, upgrade, trust_domain, deadline };
         let mut tell = say;
         apply::apply(&cluster, &values, how, &mut tell).await?;
         if options.wait {
@@ -91,9 +92,13 @@ fn asked_for_definitions() -> Result<bool, Failure> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-fn print(values: &Values, format: ManifestFormat) -> Result<(), Failure> {
-    let objects = install::objects(values);
-    let text = match format {
+fn print(options: &InstallArgs) -> Result<(), Failure> {
+    let mut objects = install::objects(&given(&options.values, Values::default()));
+    if let Some(trust_domain) = &options.trust_domain {
+        let before = objects.iter().position(|object| object.kind() == "Deployment").unwrap_or_default();
+        objects.insert(before, install::trust_domain::mesh_config(trust_domain));
+    }
+    let text = match options.output {
         ManifestFormat::Yaml => chart::documents(&objects).map_err(cannot_print)?,
         ManifestFormat::Json => {
             let items: Vec<_> = objects.iter().map(|object| &object.object).collect();

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::SystemTime;
 
-use byrnie_api::labels::{MESH, MESH_DISABLED, MESH_ENABLED, SYSTEM_NAMESPACE};
+use byrnie_api::labels::{MESH, MESH_DISABLED, MESH_ENABLED, NEVER_ENROLLED};
+use byrnie_injector::inject::stays_outside;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::ResourceExt;
@@ -14,7 +15,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::args::{ChangeArgs, MeshArgs, NamespaceCommand};
 use crate::client::runtime;
-use crate::cluster::enrolment::{Enrolment, Finding, Gravity, findings, workload};
+use crate::cluster::enrolment::{Enrolment, Finding, Gravity, facts, findings, workload};
 use crate::cluster::{Cluster, pods, printable};
 use crate::failure::{Exit, Failure};
 use crate::install::apply::FIELD_MANAGER;
@@ -40,7 +41,7 @@ pub(super) fn run(mesh: &MeshArgs, command: NamespaceCommand) -> Result<Exit, Fa
 }
 
 async fn add(cluster: &Cluster, name: &str, change: ChangeArgs, force: bool) -> Result<Exit, Failure> {
-    if name == "kube-system" || name == SYSTEM_NAMESPACE {
+    if NEVER_ENROLLED.contains(&name) {
         return Err(Failure::new(Exit::Usage, format!("{name} can't be in the mesh"))
             .expected("a namespace whose pods can wait for the mesh")
             .found("one that brings the mesh up")
@@ -59,7 +60,8 @@ async fn add(cluster: &Cluster, name: &str, change: ChangeArgs, force: bool) -> 
     label(cluster, &namespace, Some(MESH_ENABLED), change).await?;
     let pods = cluster.pods(Some(name)).await?;
     let unmeshed = pods.iter().filter(|pod| !pods::is_finished(pod) && !pods::is_meshed(pod));
-    let unmeshed: Vec<&Pod> = unmeshed.filter(|pod| pods::stays_out(pod).is_none()).collect();
+    let facts = facts(&namespace).with_our_label();
+    let unmeshed: Vec<&Pod> = unmeshed.filter(|pod| stays_outside(pod, &facts).is_none()).collect();
     restart(cluster, name, &unmeshed, "have no proxy yet", change).await
 }
 

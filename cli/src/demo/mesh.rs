@@ -26,9 +26,6 @@ use crate::failure::{Exit, Failure};
 /// Longest that the control plane or a proxy takes to be ready.
 const READY: Duration = Duration::from_secs(15);
 
-/// UID of proxies, where there is more than one.
-const PROXY_UID: u32 = 1500;
-
 /// UID of applications, where there is more than one.
 const APPLICATION_UID: u32 = 1000;
 
@@ -176,7 +173,7 @@ async fn start_proxy(world: &mut World, dir: &MeshDir, pod: Pod) -> Result<(), F
     let token = token(dir, pod).await?;
     write_private(&files.join("token"), &token).map_err(|error| dir.failed("write", &error))?;
     for each in [&files, &own] {
-        world.own(each, PROXY_UID)?;
+        world.own(each, byrnie_redirect::PROXY_UID)?;
     }
     let [control_plane, _] = CONTROL_PLANE.addresses();
     let host = world.pod(pod)?;

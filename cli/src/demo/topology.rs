@@ -13,7 +13,7 @@ pub(super) const TRUST_DOMAIN: &str = "cluster.local";
 pub(super) const PORT: u16 = 8080;
 
 /// Where the control plane listens.
-pub(super) const CONTROL_PLANE_PORT: u16 = 15128;
+pub(super) const CONTROL_PLANE_PORT: u16 = byrnie_api::labels::CONTROL_PLANE_PORT;
 
 /// A pod on the bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

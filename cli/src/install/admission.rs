@@ -1,7 +1,7 @@
 //! What the API server asks of each change: the injector's webhooks, and the policy that works without it.
 
 use byrnie_api::labels::{
-    BUNDLE_CONFIG_MAP, CONTROL_PLANE, INJECTOR, MESH, MESH_ENABLED, OSM_MONITORED_BY, SYSTEM_NAMESPACE,
+    BUNDLE_CONFIG_MAP, CONTROL_PLANE, INJECTOR, MESH, MESH_ENABLED, NEVER_ENROLLED, OSM_MONITORED_BY, SYSTEM_NAMESPACE,
 };
 use k8s_openapi::api::admissionregistration::v1::{
     MatchCondition, MatchResources, MutatingWebhook, MutatingWebhookConfiguration, NamedRuleWithOperations,
@@ -94,7 +94,7 @@ pub(super) fn webhooks(values: &Values) -> Vec<Manifest> {
 
 /// Pods of namespaces that carry a label; never of those that bring the mesh up.
 fn injecting(name: &str, enrolled: Vec<LabelSelectorRequirement>) -> MutatingWebhook {
-    let spared = requirement(NAMESPACE_NAME, "NotIn", &["kube-system", SYSTEM_NAMESPACE]);
+    let spared = requirement(NAMESPACE_NAME, "NotIn", &NEVER_ENROLLED);
     MutatingWebhook {
         name: name.into(),
         client_config: client("/mutate"),

@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use byrnie_api::labels::{CONTROL_PLANE, SYSTEM_NAMESPACE};
+use byrnie_identity::TrustDomain;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
 
-use super::{BYRNIE, HELM, MANAGED_BY, Manifest, OLDEST_KUBERNETES, PART_OF, VERSION_LABEL, Values};
+use super::{BYRNIE, HELM, MANAGED_BY, Manifest, OLDEST_KUBERNETES, PART_OF, VERSION_LABEL, Values, trust_domain};
 use crate::cluster::{Cluster, printable};
 use crate::failure::{Exit, Failure};
 
@@ -35,11 +36,13 @@ pub enum Applied {
 
 /// How to apply.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
+pub struct Options<'a> {
     /// Take over what others own, and install an older version over a newer one.
     pub force: bool,
     /// An installation must be there already.
     pub upgrade: bool,
+    /// The trust domain that the mesh is to have, where it was said.
+    pub trust_domain: Option<&'a TrustDomain>,
     /// Until when to wait for a namespace that is going away.
     pub deadline: Instant,
 }
@@ -51,7 +54,7 @@ pub struct Options {
 pub async fn apply(
     cluster: &Cluster,
     values: &Values,
-    options: Options,
+    options: Options<'_>,
     tell: &mut impl FnMut(&str),
 ) -> Result<(), Failure> {
     let objects = super::objects(values);
@@ -63,7 +66,8 @@ pub async fn apply(
         }
         no_downgrade(&there, values)?;
     }
-    let installed = there.iter().flatten().any(|found| found.name_any() == CONTROL_PLANE);
+    let runs = |manifest: &Manifest| manifest.kind() == "Deployment" && manifest.name() == CONTROL_PLANE;
+    let installed = objects.iter().zip(&there).any(|(manifest, found)| runs(manifest) && found.is_some());
     if options.upgrade && !installed {
         return Err(Failure::new(Exit::Negative, "there is nothing to upgrade")
             .expected(format!("Deployment {SYSTEM_NAMESPACE}/{CONTROL_PLANE}"))
@@ -71,7 +75,19 @@ pub async fn apply(
             .next("byrnie install"));
     }
     gone_if_going(cluster, &there, options.deadline, tell).await?;
+    let mut trust_domain = options.trust_domain;
+    if let Some(wanted) = trust_domain
+        && !trust_domain::is_to_be_made(cluster, wanted, installed).await?
+    {
+        trust_domain = None;
+    }
     for (manifest, before) in objects.iter().zip(&there) {
+        if manifest.kind() == "Deployment"
+            && let Some(wanted) = trust_domain.take()
+        {
+            trust_domain::make(cluster, wanted, options.deadline).await?;
+            tell(&format!("{} created", trust_domain::mesh_config(wanted)));
+        }
         let what = match apply_one(cluster, manifest, before.as_ref(), options.force).await? {
             Applied::Created => "created",
             Applied::Changed => "changed",

@@ -67,7 +67,7 @@ impl InUse {
             let more = if more == 0 { String::new() } else { format!(" and {more} more") };
             lines.push(format!(
                 "{} pods run with a proxy: {}{more}\n\
-                 they go on until their certificates expire (24 h), then every connection of theirs is refused",
+                 they go on until their certificates expire, then every connection of theirs is refused",
                 self.pods.len(),
                 named.join(", ")
             ));

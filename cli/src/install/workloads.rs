@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use byrnie_api::labels::{CONTROL_PLANE, INJECTOR, INJECTOR_SECRET, SYSTEM_NAMESPACE};
+use byrnie_api::labels::{CONTROL_PLANE, CONTROL_PLANE_PORT, INJECTOR, INJECTOR_SECRET, PROXY_UID, SYSTEM_NAMESPACE};
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction,
@@ -19,8 +19,6 @@ use super::manifest::metadata;
 use super::values::selector;
 use super::{Manifest, Values};
 
-/// The user of both images.
-const UID: i64 = 1500;
 const CONTROL_PLANE_COMPONENT: &str = "control-plane";
 const INJECTOR_COMPONENT: &str = "injector";
 const CONTROL_PLANE_STATE: &str = "/var/lib/byrnie";
@@ -43,10 +41,12 @@ pub(super) fn objects(values: &Values) -> Vec<Manifest> {
 }
 
 fn control_plane(values: &Values) -> Workload {
+    let port = i32::from(CONTROL_PLANE_PORT);
+    let listen = format!("--listen=0.0.0.0:{port}");
     let flags = [
         "--source=kubernetes",
         "--state=/var/lib/byrnie/state",
-        "--listen=0.0.0.0:15128",
+        listen.as_str(),
         "--admin-listen=127.0.0.1:15129",
         "--health-listen=0.0.0.0:15121",
         "--log-format=json",
@@ -55,14 +55,14 @@ fn control_plane(values: &Values) -> Workload {
         name: CONTROL_PLANE,
         component: CONTROL_PLANE_COMPONENT,
         replicas: values.control_plane_replicas,
-        port: (15_128, 15_128),
+        port: (port, port),
         container: Container {
             args: Some(with_log(&flags, values)),
             resources: Some(values.control_plane_resources.requirements()),
             ..container(
                 values,
                 CONTROL_PLANE_COMPONENT,
-                &[("grpc", 15_128), ("health", 15_121)],
+                &[("grpc", port), ("health", 15_121)],
                 VolumeMount { name: "state".into(), mount_path: CONTROL_PLANE_STATE.into(), ..VolumeMount::default() },
             )
         },
@@ -252,9 +252,9 @@ fn pod(account: &str, component: &str, container: Container, volume: Volume) -> 
         enable_service_links: Some(false),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
-            run_as_user: Some(UID),
-            run_as_group: Some(UID),
-            fs_group: Some(UID),
+            run_as_user: Some(PROXY_UID),
+            run_as_group: Some(PROXY_UID),
+            fs_group: Some(PROXY_UID),
             seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() }),
             ..PodSecurityContext::default()
         }),

@@ -7,11 +7,11 @@ use std::{
 };
 
 use aws_lc_rs::digest;
-use byrnie_api::{CaptureExclusions, labels};
+use byrnie_api::{CaptureExclusions, is_meshed, labels};
 use byrnie_identity::{SpiffeId, TrustDomain};
 use byrnie_policy::Policies;
 use byrnie_proto::mesh::v1 as proto;
-use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerPort, Pod, PodSpec, PodStatus};
 
 use super::service::port_number;
 use crate::source::MeshedBy;
@@ -113,7 +113,7 @@ impl PodFacts {
             terminating: pod.metadata.deletion_timestamp.is_some(),
             finished: matches!(phase(pod), Some("Succeeded" | "Failed")),
             enrolled: labels::is_injected(annotations),
-            injected: !host_network && is_injected(spec),
+            injected: !host_network && is_meshed(spec),
             exclusions,
             policies: Policies::default(),
             declared: BTreeMap::new(),
@@ -171,15 +171,6 @@ fn uid(pod: &Pod, namespace: &str, name: &str) -> Result<Arc<str>, String> {
     let hex = format!("{number:032x}");
     let part = |from: usize, to: usize| hex.get(from..to).unwrap_or_default();
     Ok(format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)).into())
-}
-
-/// Both containers that the injector puts there. Whoever writes them by hand is called with TLS, or not at all.
-fn is_injected(spec: &PodSpec) -> bool {
-    let mut containers = spec.init_containers.iter().flatten();
-    let proxy = |container: &Container| {
-        container.name == labels::PROXY_CONTAINER && container.restart_policy.as_deref() == Some("Always")
-    };
-    containers.clone().any(proxy) && containers.any(|container| container.name == labels::CAPTURE_CONTAINER)
 }
 
 fn capture_arguments(spec: &PodSpec) -> impl Iterator<Item = &str> {

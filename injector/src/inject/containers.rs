@@ -34,7 +34,7 @@ pub(super) struct Parts<'a> {
 impl Parts<'_> {
     /// Puts the capture rules into the pod's network namespace, sees that they work, and ends.
     pub(super) fn capture(&self) -> Container {
-        let mut args = words(&["--prove", "--exempt", EXEMPT]);
+        let mut args = words(&["--prove", "--exempt", &exempt()]);
         args.extend(self.sidecar.exclusions.arguments());
         let security = SecurityContext {
             run_as_user: Some(0),
@@ -98,12 +98,12 @@ impl Parts<'_> {
         let grace = self.spec.termination_grace_period_seconds.unwrap_or(limits::DRAIN_SECONDS);
         let drain = grace.clamp(1, limits::DRAIN_SECONDS);
         let pairs = [
-            ("--control-plane", format!("{}.{}.svc:15128", labels::CONTROL_PLANE, labels::SYSTEM_NAMESPACE)),
+            ("--control-plane", control_plane()),
             ("--trust-domain", self.settings.trust_domain.to_string()),
             ("--trust-bundle", format!("{}/{}", labels::IDENTITY_DIR, labels::BUNDLE_KEY)),
             ("--service-account-token-file", format!("{}/{TOKEN}", labels::IDENTITY_DIR)),
             ("--state", labels::STATE_DIR.to_owned()),
-            ("--exempt", EXEMPT.to_owned()),
+            ("--exempt", exempt()),
             ("--log-level", self.sidecar.log_level.as_str().to_owned()),
             ("--drain-timeout", format!("{drain}s")),
         ];
@@ -182,8 +182,16 @@ pub(super) fn probes_text(probes: &Probes) -> String {
 
 const EMPTY_PROBES: &str = "{}";
 const BINARY: &str = "/byrnie-proxy";
-const EXEMPT: &str = "uid:1500";
 const TOKEN: &str = "token";
+
+/// Whose connections capture lets pass.
+fn exempt() -> String {
+    format!("uid:{}", labels::PROXY_UID)
+}
+
+fn control_plane() -> String {
+    format!("{}.{}.svc:{}", labels::CONTROL_PLANE, labels::SYSTEM_NAMESPACE, labels::CONTROL_PLANE_PORT)
+}
 
 fn identity_volume() -> Volume {
     let token = ServiceAccountTokenProjection {

@@ -45,7 +45,10 @@ pub(super) struct Issued {
 /// Why there is no new SVID.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CertifyError {
-    #[error("no SVID is held and there is no --join-token-file to get one with; make one with `byrnie token create`")]
+    #[error(
+        "no SVID is held and there is no file with a token to get one with; give --service-account-token-file in a pod, or \
+         --join-token-file with what `byrnie token create` makes"
+    )]
     NoToken,
     #[error(transparent)]
     Token(#[from] TokenError),

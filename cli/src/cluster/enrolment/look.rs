@@ -1,8 +1,10 @@
 //! What enrolling a namespace would break, looked for before it does.
 
-use byrnie_api::labels::{PROXY_UID, SYSTEM_NAMESPACE};
+use byrnie_api::Problem;
+use byrnie_api::labels::{CONTROL_PLANE_PORT, SYSTEM_NAMESPACE};
+use byrnie_injector::inject::{NamespaceFacts, Outcome, ProxyImage, Settings, inject};
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
-use k8s_openapi::api::core::v1::{Container, Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyEgressRule};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -11,19 +13,11 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use serde::Serialize;
 
-use super::{mend, pods};
+use super::{facts, mend, pods};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
 
-/// Ports that the proxy listens on in every pod.
-const PROXY_PORTS: [i32; 5] = [15_000, 15_001, 15_003, 15_010, 15_021];
-
-/// Containers of other meshes.
-const OTHER_SIDECARS: [(&str, &str); 3] =
-    [("istio-proxy", "Istio"), ("linkerd-proxy", "Linkerd"), ("envoy", "Open Service Mesh")];
-
-/// The control plane's port, and that of DNS: what a meshed pod must reach besides what its application calls.
-const CONTROL_PLANE_PORT: i32 = 15_128;
+/// What a meshed pod must reach besides the control plane and what its application calls.
 const DNS_PORT: i32 = 53;
 
 /// How bad it is.
@@ -55,6 +49,8 @@ pub struct Finding {
 /// The API server does not answer, or refuses.
 pub async fn findings(cluster: &Cluster, namespace: &Namespace) -> Result<Vec<Finding>, Failure> {
     let mut found: Vec<Finding> = of_namespace(namespace).into_iter().collect();
+    let settings = Settings::new(&cluster.mesh_settings().await?, &ProxyImage::default());
+    let facts = facts(namespace).with_our_label();
     let namespace = namespace.name_any();
     let namespace = namespace.as_str();
     let everything = ListParams::default();
@@ -68,11 +64,13 @@ pub async fn findings(cluster: &Cluster, namespace: &Namespace) -> Result<Vec<Fi
         let named = services.iter().find(|each| each.name_any() == service);
         found.push(api_server_calls(namespace, &caller, &service, port, named, &pods));
     }
-    found.extend(pods.iter().filter(|pod| !pods::is_finished(pod)).flat_map(of_pod));
+    found.extend(pods.iter().filter(|pod| !pods::is_finished(pod)).flat_map(|pod| of_pod(pod, &facts, &settings)));
     found.extend(policies.iter().filter_map(|policy| of_policy(namespace, policy)));
     found.extend(services.iter().filter_map(|service| of_service(namespace, service)));
     // Several pods of one Deployment say the same.
-    found.sort_by(|one, other| (other.gravity, &one.about).cmp(&(one.gravity, &other.about)));
+    found.sort_by(|one, other| {
+        (other.gravity, &one.about, &one.problem).cmp(&(one.gravity, &other.about, &other.problem))
+    });
     found.dedup_by(|one, other| one.problem == other.problem && one.about == other.about);
     Ok(found)
 }
@@ -170,56 +168,33 @@ fn api_server_calls(
     }
 }
 
-fn of_pod(pod: &Pod) -> Vec<Finding> {
-    let about = format!("Pod {}", pod.name_any());
-    if let Some(reason) = pods::stays_out(pod) {
-        let problem = format!("stays outside of the mesh: {reason}; meshed pods refuse it, unless a policy lets it in");
-        return vec![Finding { gravity: Gravity::Note, about, problem, mend: None }];
-    }
-    let Some(spec) = &pod.spec else {
-        return Vec::new();
+/// What admission would say of the pod, by the function that it asks; and who would be refused by it.
+fn of_pod(pod: &Pod, namespace: &NamespaceFacts, settings: &Settings) -> Vec<Finding> {
+    let about = mend::workload(pod).unwrap_or_else(|| format!("pod/{}", pod.name_any()));
+    let finding = |gravity, problem, mend| Finding { gravity, about: about.clone(), problem, mend };
+    let note = |problem: String| finding(Gravity::Note, problem, None);
+    let mut found = match inject(pod, namespace, settings) {
+        Err(problems) => {
+            let refused = |problem: &Problem| {
+                let Problem { path, expected, found, hint } = problem;
+                let words = format!("admission would refuse its pods: {path}: expected {expected}, found {found}");
+                finding(Gravity::Breaks, words, Some(hint.clone()).filter(|hint| !hint.is_empty()))
+            };
+            problems.iter().map(refused).collect()
+        }
+        Ok(Outcome::PassedBy(reason)) if reason.is_worth_a_warning() => {
+            let problem =
+                format!("stays outside of the mesh: {reason}; meshed pods refuse it, unless a policy lets it in");
+            return vec![note(problem)];
+        }
+        Ok(Outcome::PassedBy(_)) => Vec::new(),
+        Ok(Outcome::Injected { warnings, .. }) => warnings.into_iter().map(note).collect(),
     };
-    let mut found = Vec::new();
-    let mut breaks = |problem: String, mend: &str| {
-        let mend = Some(mend.to_owned());
-        found.push(Finding { gravity: Gravity::Breaks, about: about.clone(), problem, mend });
-    };
-    let of_pod = spec.security_context.as_ref().and_then(|context| context.run_as_user);
-    let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let ours = |container: &&Container| !container.name.starts_with("byrnie-");
-    for container in containers().filter(ours) {
-        let name = &container.name;
-        let uid = container.security_context.as_ref().and_then(|context| context.run_as_user).or(of_pod);
-        if uid == Some(PROXY_UID) {
-            breaks(
-                format!("container {name} runs as UID {PROXY_UID}, which is the proxy's: admission refuses such a pod"),
-                "choose another runAsUser",
-            );
-        }
-        let ports = container.ports.iter().flatten().map(|port| port.container_port);
-        for port in ports.filter(|port| PROXY_PORTS.contains(port)) {
-            breaks(
-                format!("container {name} listens on port {port}, which is the proxy's: admission refuses such a pod"),
-                "let it listen on another port",
-            );
-        }
-        if let Some((_, mesh)) = OTHER_SIDECARS.iter().find(|(sidecar, _)| sidecar == name) {
-            breaks(
-                format!("container {name} is {mesh}'s sidecar: admission refuses a pod of two meshes"),
-                "take the namespace out of the other mesh first",
-            );
-        }
-    }
     if pod.annotations().get("prometheus.io/scrape").is_some_and(|value| value == "true") {
         let port = pod.annotations().get("prometheus.io/port").map_or("PORT", String::as_str);
-        found.push(Finding {
-            gravity: Gravity::Note,
-            about,
-            problem: "is scraped: a Prometheus outside of the mesh would be refused".to_owned(),
-            mend: Some(crate::cluster::printable(&format!(
-                "enrol Prometheus too, or annotate the pods: byrnie.dev/exclude-inbound-ports: \"{port}\""
-            ))),
-        });
+        let mend = format!("enrol Prometheus too, or annotate the pods: byrnie.dev/exclude-inbound-ports: \"{port}\"");
+        let problem = "is scraped: a Prometheus outside of the mesh would be refused".to_owned();
+        found.push(finding(Gravity::Note, problem, Some(crate::cluster::printable(&mend))));
     }
     found
 }
@@ -232,15 +207,14 @@ fn of_policy(namespace: &str, policy: &NetworkPolicy) -> Option<Finding> {
         None => spec.egress.is_some(),
     };
     let rules = spec.egress.as_deref().unwrap_or_default();
-    let control_plane = rules.iter().any(|rule| opens(rule, CONTROL_PLANE_PORT, "TCP", SYSTEM_NAMESPACE));
+    let control_plane = rules.iter().any(|rule| opens(rule, i32::from(CONTROL_PLANE_PORT), "TCP", SYSTEM_NAMESPACE));
     let dns = rules.iter().any(|rule| opens(rule, DNS_PORT, "UDP", "kube-system"));
-    let missing = match (control_plane, dns) {
-        _ if !restricts => return None,
-        (true, true) => return None,
-        (false, true) => "the control plane (TCP 15128 in byrnie-system)",
-        (true, false) => "DNS (port 53)",
-        (false, false) => "the control plane (TCP 15128 in byrnie-system) and DNS (port 53)",
-    };
+    if !restricts || (control_plane && dns) {
+        return None;
+    }
+    let named = format!("the control plane (TCP {CONTROL_PLANE_PORT} in {SYSTEM_NAMESPACE})");
+    let missing = [(!control_plane).then_some(named), (!dns).then(|| format!("DNS (port {DNS_PORT})"))];
+    let missing = missing.into_iter().flatten().collect::<Vec<_>>().join(" and ");
     Some(Finding {
         gravity: Gravity::Breaks,
         about: format!("NetworkPolicy {}", policy.name_any()),
@@ -342,27 +316,42 @@ mod tests {
     }
 
     fn pod(spec: serde_json::Value) -> Vec<Finding> {
-        of_pod(&serde_json::from_value(json!({"metadata": {"name": "web"}, "spec": spec})).unwrap())
+        let pod = serde_json::from_value(json!({"metadata": {"name": "web"}, "spec": spec})).unwrap();
+        let settings = Settings::new(&byrnie_api::MeshSettings::default(), &ProxyImage::default());
+        of_pod(&pod, &NamespaceFacts::enrolled("shop"), &settings)
     }
 
     #[test]
     fn a_pod_that_admission_would_refuse_is_named_with_the_reason() {
-        let found = pod(json!({"securityContext": {"runAsUser": 1500}, "containers": [
-            {"name": "web", "ports": [{"containerPort": 15003}]},
+        let found = pod(json!({"securityContext": {"runAsUser": 1500}, "shareProcessNamespace": true, "containers": [
+            {"name": "web", "ports": [{"containerPort": 8080, "hostPort": 15003}]},
             {"name": "istio-proxy", "securityContext": {"runAsUser": 1337}},
         ]}));
         let problems: Vec<&str> = found.iter().map(|each| each.problem.as_str()).collect();
-        assert_eq!(found.len(), 3, "{problems:?}");
-        assert!(problems[0].contains("UID 1500") && problems[1].contains("15003") && problems[2].contains("Istio"));
+        for part in ["runAsUser", "hostPort", "Istio", "shareProcessNamespace"] {
+            assert!(problems.iter().any(|problem| problem.contains(part)), "{part}: {problems:?}");
+        }
         assert!(found.iter().all(|each| each.gravity == Gravity::Breaks));
+        assert!(found.iter().any(|each| each.mend.as_ref().is_some_and(|mend| mend.contains("byrnie.dev/"))));
     }
 
     #[test]
-    fn a_pod_on_the_nodes_network_stays_out_and_breaks_nothing() {
-        let found =
-            pod(json!({"hostNetwork": true, "containers": [{"name": "x", "ports": [{"containerPort": 15000}]}]}));
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].gravity, Gravity::Note);
+    fn what_admission_lets_in_breaks_nothing() {
+        let udp = json!([{"containerPort": 15003, "protocol": "UDP"}]);
+        assert_eq!(pod(json!({"containers": [{"name": "envoy", "ports": udp}]})), []);
+    }
+
+    #[test]
+    fn a_pod_that_the_mesh_passes_by_stays_out_and_breaks_nothing() {
+        let containers = json!([{"name": "x", "ports": [{"containerPort": 15000}]}]);
+        for spec in [
+            json!({"hostNetwork": true, "containers": containers}),
+            json!({"nodeSelector": {"kubernetes.io/os": "windows"}, "containers": containers}),
+        ] {
+            let found = pod(spec);
+            assert_eq!(found.len(), 1);
+            assert_eq!(found[0].gravity, Gravity::Note);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The commands and objects that mend what [`super::look`] finds.
 
+use byrnie_api::labels::{CONTROL_PLANE_PORT, SYSTEM_NAMESPACE};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
@@ -67,9 +68,9 @@ spec:
   - to:
     - namespaceSelector:
         matchLabels:
-          kubernetes.io/metadata.name: byrnie-system
+          kubernetes.io/metadata.name: {SYSTEM_NAMESPACE}
     ports:
-    - port: 15128
+    - port: {CONTROL_PLANE_PORT}
   - ports:
     - port: 53
       protocol: UDP
