@@ -30,7 +30,11 @@ uninstall_leaves_nothing() {
   for each in $(kubectl get namespaces -l byrnie.dev/mesh=enabled -o 'jsonpath={.items[*].metadata.name}'); do
     expect "$BYRNIE" namespace remove "$each"
   done
-  kubectl delete namespace --ignore-not-found --timeout=120s work probes roll rules platform ingress
+  # Their namespaces stay, to show what else is in them.
+  for each in "${NAMESPACES[@]}"; do
+    [[ $each == @(shop|legacy) ]] ||
+      kubectl -n "$each" delete deployments,statefulsets,daemonsets,jobs,cronjobs,pods --all --timeout=120s
+  done
   expect "$BYRNIE" uninstall --crds
   eventually 6 nothing_is_left
   get legacy stranger http://web.shop/
@@ -44,5 +48,9 @@ left() {
   kubectl get -o name \
     namespaces,crds,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings |
     grep -i byrnie || true
-  kubectl get -A -o name configmaps,secrets,leases,roles,rolebindings,services,deployments | grep -i byrnie || true
+  kubectl get -A -o name configmaps,secrets,leases,roles,rolebindings,services,serviceaccounts,deployments |
+    grep -i byrnie || true
+  kubectl get -A -o name -l app.kubernetes.io/managed-by=byrnie configmaps,secrets || true
+  kubectl get namespaces -o json | jq -r '.items[].metadata | select((.labels // {}) | keys | any(startswith("byrnie.dev/"))) |
+    "namespace \(.name) has a label of ours"'
 }
