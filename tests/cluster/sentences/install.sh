@@ -52,8 +52,13 @@ the_shop_is_meshed() {
   proxy_ready_times
 }
 
-# From the pod's start to its proxy being ready, as kubelet saw it, in whole seconds.
+# From the pod's start to its proxy being ready, as kubelet saw it, in whole seconds; then by the proxy's own log.
 proxy_ready_times() {
+  local begun connected
+  read -r begun connected < <(kubectl -n shop logs teller -c byrnie-proxy --timestamps |
+    awk 'NR == 1 { begun = $1 } / connected / { print begun, $1; exit }')
+  [[ -n $connected ]] || fail "the proxy's log does not say that it is connected"
+  echo "figure: teller: $(($(date -d "$connected" +%s%3N) - $(date -d "$begun" +%s%3N))) ms from the proxy's first line until it was connected"
   kubectl -n shop get pods -o json | jq -r '.items[] | .status as $status
     | ($status.initContainerStatuses[] | select(.name == "byrnie-proxy") | .state.running.startedAt | fromdate) as $proxy
     | ($status.conditions[] | select(.type == "Initialized") | .lastTransitionTime | fromdate) as $initialized

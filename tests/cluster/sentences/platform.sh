@@ -61,16 +61,15 @@ data:
       client_body_temp_path /tmp/body; proxy_temp_path /tmp/proxy; fastcgi_temp_path /tmp/f; uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;
       server {
         listen 8080;
-        location / {
-          proxy_pass https://$ip:8080;
-          proxy_ssl_certificate /tls/tls.crt;
-          proxy_ssl_certificate_key /tls/tls.key;
-          proxy_ssl_trusted_certificate /tls/ca.crt;
-          proxy_ssl_protocols TLSv1.3;
-          proxy_ssl_verify on;
-          proxy_ssl_verify_depth 2;
-          proxy_ssl_name ${3-shopfront.platform.cluster.local};
-        }
+        proxy_ssl_certificate /tls/tls.crt;
+        proxy_ssl_certificate_key /tls/tls.key;
+        proxy_ssl_trusted_certificate /tls/ca.crt;
+        proxy_ssl_protocols TLSv1.3;
+        proxy_ssl_verify on;
+        proxy_ssl_verify_depth 2;
+        proxy_ssl_name ${3-shopfront.platform.cluster.local};
+        location / { proxy_pass https://$ip:8080; }
+        location /by-service/ { proxy_pass https://shopfront.platform:80/; }
       }
     }
 ---
@@ -90,12 +89,15 @@ END
 }
 
 ingress_with_its_certificate() {
+  local each
   ensure_platform
   eventually 5 kubectl -n ingress get secret byrnie-ingress-client
   nginx nginx byrnie-ingress-client
   ready ingress pod/nginx
   eventually 2 get legacy stranger "http://$(ip_of ingress nginx):8080/"
-  holds "$(get legacy stranger "http://$(ip_of ingress nginx):8080/")" shopfront
+  for each in / /by-service/; do
+    holds "$(get legacy stranger "http://$(ip_of ingress nginx):8080$each")" shopfront
+  done
 }
 
 a_wrong_name_is_refused() {

@@ -3,6 +3,7 @@
 
 sentences_remove() {
   sentence uninstall_refuses_while_in_use "uninstall refuses while the mesh is in use"
+  sentence a_namespace_is_deleted "an enrolled namespace is deleted with all that runs in it"
   sentence namespace_remove_unmeshes "namespace remove takes a namespace out, and its pods are called as before"
   sentence uninstall_leaves_nothing "uninstall leaves nothing"
 }
@@ -10,6 +11,16 @@ sentences_remove() {
 uninstall_refuses_while_in_use() {
   refuse "$BYRNIE" uninstall --crds
   kubectl -n byrnie-system get deploy byrnie-control-plane
+}
+
+a_namespace_is_deleted() {
+  enrolled leaving
+  { app web && echo --- && client caller; } | apply leaving
+  ready leaving deploy/web pod/caller
+  expect kubectl delete namespace leaving --timeout=90s
+  # Nobody writes into it again, and no other namespace has lost anything.
+  expect "$BYRNIE" check
+  expect get shop teller http://web/
 }
 
 namespace_remove_unmeshes() {

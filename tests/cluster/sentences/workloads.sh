@@ -13,6 +13,7 @@ sentences_workloads() {
   sentence external_names_lead_there "an ExternalName leads to the Service that it names"
   sentence services_without_selectors_lead_there "a Service without a selector leads to the endpoints that it is given"
   sentence node_ports_reach_the_mesh "a NodePort is called from inside of the mesh, and refused from outside of it"
+  sentence external_addresses_reach_the_mesh "a Service is called at its external IP and its load balancer's, and refuses strangers there"
   sentence host_network_pods_pass_by "a pod on its node's network runs without a proxy, and is not trusted"
   sentence idle_and_half_closed_connections_live_on "connections that idle, and that are half closed, live on"
 }
@@ -219,6 +220,24 @@ node_ports_reach_the_mesh() {
   node=$(kubectl get nodes -o 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')
   eventually 2 get work caller "http://$node:$port/"
   turned_away legacy stranger "http://$node:$port/"
+}
+
+# Of the documentation's range: nothing answers there but Kubernetes itself.
+external_addresses_reach_the_mesh() {
+  local each
+  cat << END | apply work
+apiVersion: v1
+kind: Service
+metadata: { name: outward }
+spec: { type: LoadBalancer, selector: { app: plain }, externalIPs: [203.0.113.80], ports: [{ port: 80, targetPort: 8080 }] }
+END
+  kubectl -n work patch service outward --subresource=status -p '{"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.81"}]}}}'
+  for each in 203.0.113.80 203.0.113.81; do
+    eventually 2 get work caller "http://$each/"
+    turned_away legacy stranger "http://$each/"
+  done
+  eventually 6 edge work caller plain
+  kubectl -n work delete service outward
 }
 
 host_network_pods_pass_by() {
