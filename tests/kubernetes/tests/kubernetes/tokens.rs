@@ -115,11 +115,13 @@ pub(crate) async fn a_pod_can_not_speak_for_a_pod_of_another_service_account(wor
     let at = control_plane.address;
     let (web_svid, orders_token) = (web.svid(at).await, orders.token().await);
     web.certify(at, Some(&orders_token), Some(&web_svid)).await.expect_err("a renewal with another pod's token");
-    let mut refused = false;
-    if let Ok(mut watch) = web.watch(at, &web_svid, &orders_token).await {
-        watch.subscribe(&["self"]).await;
-        refused = watch.until("self", Duration::from_secs(2), |_| true).await.is_err();
-    }
+    let refused = match web.watch(at, &web_svid, &orders_token).await {
+        Err(_) => true,
+        Ok(mut watch) => {
+            watch.subscribe(&["self"]).await;
+            watch.until("self", Duration::from_secs(2), |_| true).await.is_err()
+        }
+    };
     assert!(refused, "a stream with another pod's token was opened");
 }
 
