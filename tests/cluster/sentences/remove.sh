@@ -44,7 +44,7 @@ uninstall_leaves_nothing() {
   # Their namespaces stay, to show what else is in them.
   for each in "${NAMESPACES[@]}"; do
     [[ $each == @(shop|legacy) ]] ||
-      kubectl -n "$each" delete deployments,statefulsets,daemonsets,jobs,cronjobs,pods --all --timeout=120s
+      kubectl -n "$each" delete deployments,statefulsets,daemonsets,jobs,cronjobs,pods --all --grace-period=1 --timeout=120s
   done
   expect "$BYRNIE" uninstall --crds
   eventually 6 nothing_is_left
