@@ -136,7 +136,11 @@ impl Plane {
                 expected: identity.id().to_string(),
                 found: bound.pod.spiffe_id.to_string(),
             }),
-            _ => Ok(bound),
+            Some(_) => Ok(bound),
+            // Where no webhook looks, anyone may write containers of our names into a pod: who has no certificate yet gets
+            // the first one in a namespace of the mesh only. Those that have one live on when their namespace is taken out.
+            None if !model.enrolled.contains(&*bound.pod.namespace) => Err(Refused::NotEnrolled(bound.pod.place())),
+            None => Ok(bound),
         }
     }
 

@@ -128,8 +128,9 @@ pub const API_RETRY_MAX: Duration = Duration::from_secs(30);
 /// One call about the Lease. The holder renews 13 s before the Lease's end by two calls, and must be done or have given
 /// up before it.
 pub const LEASE_CALL: Duration = Duration::from_secs(5);
-/// Objects in one answer to a list.
-pub const LIST_PAGE: u32 = 500;
+/// Objects in one answer to a list. An object may have 1.5 MiB, and whoever may write some could otherwise make an answer
+/// that no control plane has the memory for.
+pub const LIST_PAGE: u32 = 100;
 
 /// A projected ServiceAccount token has some 1.2 KiB; names of 253 bytes each would make it 3.
 pub const SERVICE_ACCOUNT_TOKEN_BYTES: usize = 8 * 1024;

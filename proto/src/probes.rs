@@ -2,7 +2,7 @@
 //!
 //! The kubelet speaks from outside of the mesh; a port in strict mode refuses it. So the injector points each probe at the
 //! proxy (`/probe/<container>/<kind>` on the health port), and the proxy performs the original one: exactly that, and
-//! nothing else. They travel as JSON in the environment variable [`PROBES`] of the proxy's container.
+//! nothing else. They travel as JSON in the environment variable `BYRNIE_PROBES` of the proxy's container.
 
 use std::collections::BTreeMap;
 

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::inbound::Gate;
 use crate::limits::{HALF_CLOSED, SETTLE, SWEEP};
-use crate::model::Meshed;
+use crate::model::{Destination, DestinationKind, Endpoint, Meshed};
 use crate::shared::Shared;
 
 pub mod unreachable;
@@ -35,7 +35,7 @@ pub(crate) enum Grounds {
     /// Plaintext to an endpoint inside the cluster.
     OutboundPlaintext { dialled: SocketAddr, endpoint: SocketAddr },
     /// A connection out of the cluster.
-    Egress { destination: SocketAddr },
+    Egress { dialled: SocketAddr, destination: SocketAddr },
 }
 
 /// Why a connection is cut.
@@ -361,7 +361,12 @@ fn check(stream: &Stream, shared: &Shared) -> Result<(), Cut> {
             }
             Some(Meshed::NotEnrolled) | None => Ok(()),
         },
-        (Grounds::Egress { destination }, _) => {
+        (Grounds::Egress { dialled, destination }, _) => {
+            if let Some(known) = shared.discovery.peek(*dialled)
+                && !is_outside(&known, *destination)
+            {
+                return Err(denied("inside-now", format!("{destination} counts as inside of the cluster now")));
+            }
             let request =
                 EgressRequest { source: &own.spiffe_id, destination: destination.ip(), port: destination.port() };
             let decision = evaluate_egress(&own.policies, &request);
@@ -373,6 +378,13 @@ fn check(stream: &Stream, shared: &Shared) -> Result<(), Cut> {
     }
 }
 
+/// Whether connections to `destination` leave the cluster. What an egress policy allows goes in plaintext: so it must not
+/// reach a pod of which the control plane had not heard when the connection began.
+fn is_outside(known: &Destination, destination: SocketAddr) -> bool {
+    let external = |endpoint: &Endpoint| endpoint.address == destination && endpoint.meshed == Meshed::External;
+    known.kind == DestinationKind::External || known.endpoints.iter().any(external)
+}
+
 /// What the control plane says of `endpoint` now, if it still says anything.
 fn meshed(shared: &Shared, dialled: SocketAddr, endpoint: SocketAddr) -> Option<Meshed> {
     let destination = shared.discovery.peek(dialled)?;
@@ -381,4 +393,32 @@ fn meshed(shared: &Shared, dialled: SocketAddr, endpoint: SocketAddr) -> Option<
 
 fn denied(cause: &'static str, reason: String) -> Cut {
     Cut { code: ResetCode::PolicyDenied, cause, reason }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::model::AppProtocol;
+
+    #[test]
+    fn what_egress_let_out_stays_out_only_while_its_destination_is_outside() {
+        let address: SocketAddr = "10.9.9.9:80".parse().unwrap();
+        let endpoint = |meshed| Endpoint {
+            address,
+            weight: 1,
+            zone: "".into(),
+            workload: "".into(),
+            pod_uid: "".into(),
+            meshed,
+            terminating: false,
+        };
+        let known = |kind, endpoints| Destination { kind, service: None, protocol: AppProtocol::Unknown, endpoints };
+        assert!(is_outside(&known(DestinationKind::External, vec![]), address));
+        assert!(is_outside(&known(DestinationKind::Service, vec![endpoint(Meshed::External)]), address));
+        let meshed = Meshed::Yes(crate::test_support::id("db"));
+        assert!(!is_outside(&known(DestinationKind::Pod, vec![endpoint(meshed)]), address));
+        assert!(!is_outside(&known(DestinationKind::Pod, vec![endpoint(Meshed::NotEnrolled)]), address));
+        assert!(!is_outside(&known(DestinationKind::UnknownInternal, vec![]), address));
+    }
 }

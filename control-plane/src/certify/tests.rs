@@ -26,6 +26,11 @@ fn token() -> String {
 
 /// A control plane whose API server says that the token is that of `web-0`, or `None`: that can't be asked.
 fn control_plane(home: &std::path::Path, says: Option<&'static str>) -> Arc<Plane> {
+    in_namespace(home, says, "enabled")
+}
+
+/// The same, with another value of the label that enrols the pods' namespace.
+fn in_namespace(home: &std::path::Path, says: Option<&'static str>, mesh: &str) -> Arc<Plane> {
     let (client, _) = fake(move |_| match says {
         None => Answer::status(503, "ServiceUnavailable"),
         Some(account) => Answer::json(
@@ -38,7 +43,7 @@ fn control_plane(home: &std::path::Path, says: Option<&'static str>) -> Arc<Plan
         ),
     });
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
-        "metadata": {"name": "shop", "labels": {"byrnie.dev/mesh": "enabled"}}});
+        "metadata": {"name": "shop", "labels": {"byrnie.dev/mesh": mesh}}});
     let mut plane = plane(home, &[namespace, pod("web-0", "web"), pod("db-0", "db")]);
     let clock = plane.clock.clone();
     Arc::get_mut(&mut plane).unwrap().reviewer = Some(Reviewer::new(client, clock));
@@ -77,6 +82,16 @@ async fn a_token_says_which_pod_asks_and_a_certificate_besides_must_be_that_pods
     plane.bind_by_token(&caller(Some(own)), &token()).await.unwrap();
     let others = svid(&plane, "db-0", true).await;
     assert_eq!(cause(&plane, Some(others)).await, "wrong-service-account");
+}
+
+#[tokio::test]
+async fn containers_of_our_names_open_nothing_in_a_namespace_that_no_webhook_sees() {
+    let home = tempfile::tempdir().unwrap();
+    let plane = in_namespace(home.path(), Some("web"), "disabled");
+    assert_eq!(cause(&plane, None).await, "not-enrolled");
+    // A namespace that was taken out: its pods live on until they are made anew.
+    let own = svid(&plane, "web-0", false).await;
+    plane.bind_by_token(&caller(Some(own)), &token()).await.unwrap();
 }
 
 #[tokio::test]

@@ -65,7 +65,9 @@ impl Model {
         }
         // Of these, addresses without such a port are whatever they are otherwise.
         let on_node = known.nodes.contains(&address);
-        if let Some((pod, port)) = known.host_ports.get(&dialled).filter(|_| on_node) {
+        if let Some((pod, port)) =
+            known.host_ports.get(&dialled).filter(|_| on_node && !known.external.contains_key(&dialled))
+        {
             return pod.same_family(address).map_or_else(
                 || Resolved::nothing(DestinationKind::UnknownInternal),
                 |own| self.resolve_pod(pod, SocketAddr::new(own, *port)),

@@ -90,9 +90,10 @@ impl Builder<'_> {
         let objects = self.objects;
         let node_ports = self.services.values().flat_map(|service| &service.ports).filter_map(|port| port.node_port);
         let node_ports: HashSet<u16> = node_ports.collect();
-        let services =
-            self.services.values().flat_map(|service| service.cluster_ips.iter().chain(&service.external_ips));
-        let services: HashSet<IpAddr> = services.copied().collect();
+        let of = |service: &ServiceFacts| {
+            [&service.cluster_ips, &service.balanced_ips, &service.external_ips].map(Clone::clone).concat()
+        };
+        let services: HashSet<IpAddr> = self.services.values().flat_map(of).collect();
         let settings = self.settings.clone();
         for (key, stored) in &objects.items {
             let Object::EndpointSlice(slice) = &*stored.object else {
@@ -132,7 +133,12 @@ impl Builder<'_> {
     /// Gives the Services their addresses, and says behind which of them each pod is, by its UID.
     pub(super) fn index_services(&mut self, addresses: &mut Addresses) -> HashMap<Arc<str>, Vec<Arc<ServiceFacts>>> {
         let mut services_of: HashMap<Arc<str>, Vec<Arc<ServiceFacts>>> = HashMap::new();
-        for service in std::mem::take(&mut self.services).into_values().map(Arc::new) {
+        let services: Vec<Arc<ServiceFacts>> = std::mem::take(&mut self.services).into_values().map(Arc::new).collect();
+        // What a controller has given goes before what is only claimed.
+        for service in &services {
+            self.index_external(service, &service.balanced_ips, addresses);
+        }
+        for service in services {
             for address in &service.cluster_ips {
                 match addresses.cluster_ips.entry(*address) {
                     Entry::Vacant(free) => drop(free.insert(service.clone())),
@@ -151,7 +157,7 @@ impl Builder<'_> {
                     addresses.node_ports.entry(node_port).or_insert_with(entry);
                 }
             }
-            self.index_external(&service, addresses);
+            self.index_external(&service, &service.external_ips, addresses);
             let pods = service.members.iter().filter_map(|member| match &member.backend {
                 Backend::Pod(pod) => Some(pod),
                 Backend::Node(_) | Backend::External(_) => None,
@@ -164,8 +170,8 @@ impl Builder<'_> {
     }
 
     /// Whoever may write a Service may claim any external address; an inside one would be somebody else's.
-    fn index_external(&mut self, service: &Arc<ServiceFacts>, addresses: &mut Addresses) {
-        for address in &service.external_ips {
+    fn index_external(&mut self, service: &Arc<ServiceFacts>, claimed: &[IpAddr], addresses: &mut Addresses) {
+        for address in claimed {
             let object = format!("Service {}", service.place);
             if is_inside(&self.settings, *address) || addresses.pods.contains_key(address) {
                 let message = format!("external address {address} lies inside the cluster's networks; it is not taken");
@@ -175,6 +181,7 @@ impl Builder<'_> {
             for port in &service.ports {
                 match addresses.external.entry(SocketAddr::new(*address, port.port)) {
                     Entry::Vacant(free) => drop(free.insert(Port { service: service.clone(), number: port.port })),
+                    Entry::Occupied(owner) if owner.get().service.place == service.place => {}
                     Entry::Occupied(owner) => {
                         let owner = &owner.get().service.place;
                         let message =

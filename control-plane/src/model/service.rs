@@ -22,8 +22,10 @@ pub struct ServiceFacts {
     pub namespace: Arc<str>,
     /// Empty for a headless Service.
     pub cluster_ips: Vec<IpAddr>,
-    /// Other addresses that lead to it: `externalIPs`, and those that a load balancer has.
+    /// `externalIPs`: addresses that whoever writes the Service claims for it.
     pub external_ips: Vec<IpAddr>,
+    /// Those that a load balancer has for it, as its controller says.
+    pub balanced_ips: Vec<IpAddr>,
     /// TCP ports.
     pub ports: Vec<PortFacts>,
     /// `None`: its endpoints are in EndpointSlices.
@@ -119,7 +121,8 @@ impl ServiceFacts {
             place: format!("{namespace}/{name}").into(),
             namespace: namespace.into(),
             cluster_ips: cluster_ips(spec)?,
-            external_ips: external_ips(service, spec, &mut notes),
+            external_ips: addresses(spec.external_ips.iter().flatten(), &mut notes),
+            balanced_ips: addresses(balanced(service), &mut notes),
             ports,
             selector: spec.selector.clone().filter(|selector| !selector.is_empty()),
             publish_not_ready: spec.publish_not_ready_addresses == Some(true),
@@ -136,6 +139,7 @@ impl ServiceFacts {
             namespace: namespace.into(),
             cluster_ips: Vec::new(),
             external_ips: Vec::new(),
+            balanced_ips: Vec::new(),
             ports: Vec::new(),
             selector: None,
             publish_not_ready: false,
@@ -241,11 +245,14 @@ fn choice(spec: &ServiceSpec, notes: &mut Vec<String>) -> Result<Choice, String>
 }
 
 /// A load balancer's address of mode `Proxy` leads out to that balancer, and is not the Service (KEP-1860).
-fn external_ips(service: &Service, spec: &ServiceSpec, notes: &mut Vec<String>) -> Vec<IpAddr> {
+fn balanced(service: &Service) -> impl Iterator<Item = &String> {
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = status.and_then(|balancer| balancer.ingress.as_ref());
     let balanced = ingress.into_iter().flatten().filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
-    let texts = spec.external_ips.iter().flatten().chain(balanced.filter_map(|ingress| ingress.ip.as_ref()));
+    balanced.filter_map(|ingress| ingress.ip.as_ref())
+}
+
+fn addresses<'a>(texts: impl Iterator<Item = &'a String>, notes: &mut Vec<String>) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     for text in texts {
         match text.parse::<IpAddr>().map(|address| address.to_canonical()) {

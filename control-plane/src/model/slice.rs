@@ -104,6 +104,10 @@ impl Surroundings<'_> {
         if withheld.contains(&address) {
             return Err("is the address of an object that is refused");
         }
+        // Before the nodes: a Service's external address may be that of a node.
+        if self.services.contains(&address) {
+            return Err("is the address of a Service");
+        }
         if nodes.contains(&address) {
             let leads_on = |port: &u16| {
                 self.node_ports.contains(port) || host_ports.contains_key(&SocketAddr::new(address, *port))
@@ -112,9 +116,6 @@ impl Surroundings<'_> {
                 return Err("is a node's address at a port that leads to pods");
             }
             return Ok(Backend::Node(address));
-        }
-        if self.services.contains(&address) {
-            return Err("is the address of a Service");
         }
         if (self.is_inside)(address) {
             return Err("lies inside the cluster's networks, and is no pod's");

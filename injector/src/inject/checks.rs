@@ -21,7 +21,9 @@ pub(super) fn refusals(pod: &Pod, spec: &PodSpec, annotations: &BTreeMap<String,
         }
     }
     for (index, volume) in spec.volumes.iter().flatten().enumerate() {
-        volume_name(&format!("spec.volumes[{index}]"), volume, &mut problems);
+        let path = format!("spec.volumes[{index}]");
+        volume_name(&path, volume, &mut problems);
+        tokens(&path, volume, &mut problems);
     }
     problems.extend(other_mesh(pod, spec));
     problems.extend(shared_processes(spec, annotations));
@@ -130,6 +132,19 @@ fn volume_name(path: &str, volume: &Volume, problems: &mut Vec<Problem>) {
     if !of_our_kind {
         let expected = "a name that is not one of the mesh's volumes";
         problems.push(Problem::new(format!("{path}.name"), expected, quote(&volume.name)).hint("give it another name"));
+    }
+}
+
+/// With a token of this audience a container would get the pod's identity for a key of its own.
+fn tokens(path: &str, volume: &Volume, problems: &mut Vec<Problem>) {
+    let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()).enumerate();
+    for (index, source) in sources.filter(|_| volume.name != labels::IDENTITY_VOLUME) {
+        let audience = source.service_account_token.as_ref().and_then(|token| token.audience.as_deref());
+        if audience == Some(labels::TOKEN_AUDIENCE) {
+            let path = format!("{path}.projected.sources[{index}].serviceAccountToken.audience");
+            let problem = Problem::new(path, "an audience other than the mesh's", quote(labels::TOKEN_AUDIENCE));
+            problems.push(problem.hint("only the proxy gets a token for the mesh's CA"));
+        }
     }
 }
 

@@ -47,7 +47,8 @@ impl Parts<'_> {
             command: Some(words(&[BINARY, "capture", "apply"])),
             args: Some(args),
             security_context: Some(security),
-            ..self.container(labels::CAPTURE_CONTAINER, self.was.capture.as_ref())
+            // It may change the pod's network: which image does that is not the pod's author's to say.
+            ..self.container(labels::CAPTURE_CONTAINER, &self.settings.sidecar, self.was.capture.as_ref())
         }
     }
 
@@ -89,7 +90,7 @@ impl Parts<'_> {
                 mount(labels::IDENTITY_VOLUME, labels::IDENTITY_DIR, Some(true)),
                 mount(labels::STATE_VOLUME, labels::STATE_DIR, None),
             ]),
-            ..self.container(labels::PROXY_CONTAINER, self.was.proxy.as_ref())
+            ..self.container(labels::PROXY_CONTAINER, self.sidecar, self.was.proxy.as_ref())
         }
     }
 
@@ -109,10 +110,10 @@ impl Parts<'_> {
         pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
     }
 
-    fn container(&self, name: &str, was: Option<&Container>) -> Container {
+    fn container(&self, name: &str, sidecar: &SidecarSettings, was: Option<&Container>) -> Container {
         Container {
             name: name.to_owned(),
-            image: Some(self.sidecar.image.as_ref().unwrap_or(&self.settings.image.reference).to_string()),
+            image: Some(sidecar.image.as_ref().unwrap_or(&self.settings.image.reference).to_string()),
             image_pull_policy: Some(self.settings.image.pull_policy.as_str().to_owned()),
             resources: Some(self.resources(was.and_then(|was| was.resources.as_ref()))),
             // What a container that fails wrote last shows in `kubectl describe`.

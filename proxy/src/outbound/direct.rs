@@ -87,7 +87,7 @@ impl Outbound {
         let fail = |cause, reason| Err(Failed { cause, reason, retryable: false });
         connection.kind(EdgeKind::Egress);
         connection.destination(destination.to_string().into(), None);
-        let registered = self.shared.streams.register(Grounds::Egress { destination }, None);
+        let registered = self.shared.streams.register(Grounds::Egress { dialled: self.dialled.0, destination }, None);
         let request =
             EgressRequest { source: &self.own.spiffe_id, destination: destination.ip(), port: destination.port() };
         let authorized = match authorize_egress(&self.own.policies, &request) {

@@ -77,6 +77,17 @@ fn a_host_port_leads_to_its_pod_on_that_node_only() {
 }
 
 #[test]
+fn an_address_that_a_load_balancer_was_given_is_neither_another_services_nor_a_node_ports_owners() {
+    let claims = "---\napiVersion: v1\nkind: Service\nmetadata: {name: aaa, namespace: aaa}\nspec: {clusterIP: 10.1.0.77, externalIPs: [203.0.113.8, 192.0.2.1], ports: [{port: 80}]}\n";
+    let given = "---\napiVersion: v1\nkind: Service\nmetadata: {name: app, namespace: shop}\nspec: {clusterIP: 10.1.0.9, selector: {app: app}, ports: [{port: 80, targetPort: 8080}]}\nstatus: {loadBalancer: {ingress: [{ip: 203.0.113.8}, {ip: 192.0.2.1}]}}\n";
+    let view = view(&with(&(APP.to_owned() + claims + given)), &[]);
+    // The second one is the address of a node, and the first pod has its port 80 there.
+    for dialled in ["203.0.113.8:80", "192.0.2.1:80"] {
+        assert_eq!(reached(&view, dialled, "u-client"), ALL, "{dialled}");
+    }
+}
+
+#[test]
 fn an_external_address_takes_nothing_that_is_inside() {
     let view = app("externalIPs: [10.0.0.1, 10.0.44.44, 10.1.0.1]", "");
     assert_eq!(dial(&view, "10.0.0.1:80").endpoints[0].pod_uid, "u-db");

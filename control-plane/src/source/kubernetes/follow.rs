@@ -40,7 +40,7 @@ impl Resource {
     }
 
     fn config(&self) -> watcher::Config {
-        let config = watcher::Config::default().timeout(limits::WATCH_SECONDS);
+        let config = watcher::Config::default().timeout(limits::WATCH_SECONDS).page_size(limits::LIST_PAGE);
         match self.selector {
             Some(selector) => config.labels(selector),
             None => config,

@@ -34,6 +34,23 @@ fn a_container_with_the_proxys_user_would_pass_capture_by() {
 }
 
 #[test]
+fn the_application_gets_no_token_for_the_meshs_ca() {
+    let sources = |audience: &str| json!([{"serviceAccountToken": {"audience": audience, "path": "token"}}]);
+    let volume = |audience: &str| json!([{"name": "mine", "projected": {"sources": sources(audience)}}]);
+    let problem = refused_once(|pod| pod["spec"]["volumes"] = volume("byrnie.dev/ca"));
+    starts(&problem, "spec.volumes[0].projected.sources[0].serviceAccountToken.audience");
+    injected(|pod| pod["spec"]["volumes"] = volume("vault"));
+}
+
+#[test]
+fn the_image_that_may_change_the_network_is_not_the_pods_to_choose() {
+    let annotations = json!({"byrnie.dev/proxy-image": "somebody/else:1"});
+    let pod = injected(|pod| pod["metadata"]["annotations"] = annotations);
+    let images: Vec<&str> = init(&pod).iter().filter_map(|container| container.image.as_deref()).collect();
+    assert_eq!(images, ["byrnie/proxy:test", "somebody/else:1"]);
+}
+
+#[test]
 fn the_proxys_ports_are_taken() {
     for port in [15000, 15001, 15003, 15010, 15021] {
         let problem = refused_once(|pod| pod["spec"]["containers"][0]["ports"] = json!([{"containerPort": port}]));
