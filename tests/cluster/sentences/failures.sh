@@ -10,17 +10,15 @@ sentences_failures() {
 
 a_killed_proxy_comes_back() {
   [[ -n ${BYRNIE_LOCAL_NODE-} ]] || { echo "processes of the node can't be killed from here" && exit 77; }
-  local pod uid pid
+  local pod pid
   pod=$(pod_of shop web)
-  uid=$(kubectl -n shop get pod "$pod" -o 'jsonpath={.metadata.uid}')
-  for pid in $(pgrep -x byrnie-proxy); do
-    grep -q "$uid" "/proc/$pid/cgroup" && kill -9 "$pid"
-  done
-  refuse get legacy stranger "http://$(ip_of shop "$pod"):8080/"
+  pid=$(processes_of shop "$pod" byrnie-proxy)
+  expect kill -9 "$pid"
+  turned_away legacy stranger "http://$(ip_of shop "$pod"):8080/"
   eventually 5 proxy_restarted "$pod"
   ready shop deploy/web
   eventually 4 get shop teller http://web/
-  refuse get legacy stranger http://web.shop/
+  turned_away legacy stranger http://web.shop/
 }
 
 proxy_restarted() {
@@ -49,7 +47,7 @@ without_the_control_plane_connections_go_on() {
     expect get shop teller http://web/
     sleep 1
   done
-  refuse get legacy stranger http://web.shop/
+  turned_away legacy stranger http://web.shop/
   kubectl -n byrnie-system scale deploy/byrnie-control-plane --replicas=2
   ready byrnie-system deploy/byrnie-control-plane
   eventually 5 "$BYRNIE" check

@@ -3,7 +3,8 @@
 
 sentences_install() {
   sentence always check_is_red "before the installation, check is red and names the next command"
-  sentence always install_turns_check_green "install brings everything up, and check is green"
+  sentence always install_may_be_stopped "an installation that is killed half-way leaves check red"
+  sentence always install_turns_check_green "install brings everything up from there, and check is green"
   sentence always namespace_add_enrols "namespace add enrols a namespace"
   sentence always the_shop_is_meshed "a Deployment in it comes up meshed, and its first request is answered"
 }
@@ -13,6 +14,16 @@ check_is_red() {
   refuse "$BYRNIE" check
   said=$("$BYRNIE" check 2>&1 || true)
   holds "$said" "byrnie install"
+}
+
+install_may_be_stopped() {
+  local installing
+  "$BYRNIE" install --image-prefix "$PREFIX" > "$work/half.out" 2>&1 &
+  installing=$!
+  eventually 6 kubectl get namespace byrnie-system
+  kill -9 $installing || fail "it has ended by itself: $(cat "$work/half.out")"
+  wait $installing || true
+  refuse "$BYRNIE" check
 }
 
 install_turns_check_green() {
@@ -41,8 +52,13 @@ the_shop_is_meshed() {
   proxy_ready_times
 }
 
-# From the pod's start to its proxy being ready, as kubelet saw it, in whole seconds.
+# From the pod's start to its proxy being ready, as kubelet saw it, in whole seconds; then by the proxy's own log.
 proxy_ready_times() {
+  local begun connected
+  read -r begun connected < <(kubectl -n shop logs teller -c byrnie-proxy --timestamps |
+    awk 'NR == 1 { begun = $1 } / connected / { print begun, $1; exit }')
+  [[ -n $connected ]] || fail "the proxy's log does not say that it is connected"
+  echo "figure: teller: $(($(date -d "$connected" +%s%3N) - $(date -d "$begun" +%s%3N))) ms from the proxy's first line until it was connected"
   kubectl -n shop get pods -o json | jq -r '.items[] | .status as $status
     | ($status.initContainerStatuses[] | select(.name == "byrnie-proxy") | .state.running.startedAt | fromdate) as $proxy
     | ($status.conditions[] | select(.type == "Initialized") | .lastTransitionTime | fromdate) as $initialized

@@ -3,6 +3,7 @@
 
 sentences_platform() {
   sentence ingress_with_its_certificate "nginx outside of the mesh calls a meshed pod by HTTPS, verified both ways with the Secret of MeshConfig"
+  sentence a_wrong_name_is_refused "nginx refuses a pod under the name of another"
   sentence another_principal_is_refused "another principal's certificate is refused, and so is none at all"
   sentence egress_is_as_allowed "a pod reaches the address that EgressPolicy allows, and no other"
 }
@@ -40,7 +41,7 @@ END
   ready platform deploy/shopfront pod/caller
 }
 
-# nginx NAME SECRET: a reverse proxy as the certificate's principal.
+# nginx NAME SECRET [SERVER]: a reverse proxy as the certificate's principal, and by what name it expects the pod.
 nginx() {
   local ip
   ip=$(ip_of platform "$(pod_of platform shopfront)")
@@ -60,16 +61,15 @@ data:
       client_body_temp_path /tmp/body; proxy_temp_path /tmp/proxy; fastcgi_temp_path /tmp/f; uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;
       server {
         listen 8080;
-        location / {
-          proxy_pass https://$ip:8080;
-          proxy_ssl_certificate /tls/tls.crt;
-          proxy_ssl_certificate_key /tls/tls.key;
-          proxy_ssl_trusted_certificate /tls/ca.crt;
-          proxy_ssl_protocols TLSv1.3;
-          proxy_ssl_verify on;
-          proxy_ssl_verify_depth 2;
-          proxy_ssl_name shopfront.platform.cluster.local;
-        }
+        proxy_ssl_certificate /tls/tls.crt;
+        proxy_ssl_certificate_key /tls/tls.key;
+        proxy_ssl_trusted_certificate /tls/ca.crt;
+        proxy_ssl_protocols TLSv1.3;
+        proxy_ssl_verify on;
+        proxy_ssl_verify_depth 2;
+        proxy_ssl_name ${3-shopfront.platform.cluster.local};
+        location / { proxy_pass https://$ip:8080; }
+        location /by-service/ { proxy_pass https://shopfront.platform:80/; }
       }
     }
 ---
@@ -89,12 +89,23 @@ END
 }
 
 ingress_with_its_certificate() {
+  local each
   ensure_platform
   eventually 5 kubectl -n ingress get secret byrnie-ingress-client
   nginx nginx byrnie-ingress-client
   ready ingress pod/nginx
   eventually 2 get legacy stranger "http://$(ip_of ingress nginx):8080/"
-  holds "$(get legacy stranger "http://$(ip_of ingress nginx):8080/")" shopfront
+  for each in / /by-service/; do
+    holds "$(get legacy stranger "http://$(ip_of ingress nginx):8080$each")" shopfront
+  done
+}
+
+a_wrong_name_is_refused() {
+  ensure_platform
+  nginx wrong byrnie-ingress-client web.shop.cluster.local
+  ready ingress pod/wrong
+  holds "$(status legacy stranger "http://$(ip_of ingress wrong):8080/")" 502
+  holds "$(kubectl -n ingress logs wrong)" "does not match"
 }
 
 another_principal_is_refused() {
@@ -102,8 +113,9 @@ another_principal_is_refused() {
   eventually 5 kubectl -n ingress get secret other-client
   nginx other other-client
   ready ingress pod/other
-  refuse get legacy stranger "http://$(ip_of ingress other):8080/"
-  refuse get legacy stranger -k "https://$(ip_of platform "$(pod_of platform shopfront)"):8080/"
+  holds "$(status legacy stranger "http://$(ip_of ingress other):8080/")" 502
+  holds "$(kubectl -n platform logs "$(pod_of platform shopfront)" -c byrnie-proxy)" no-ingress-rule
+  turned_away legacy stranger -k "https://$(ip_of platform "$(pod_of platform shopfront)"):8080/"
 }
 
 egress_is_as_allowed() {
@@ -118,8 +130,9 @@ spec:
   containers: [{ name: app, image: $IMAGE, command: [byrnie-test-app, serve, --http=19001, --http=19002, --name=outside] }]
 END
   ready legacy pod/outside
+  # A node's own address may stand for pods, by its ports; on ours, another one is nobody's in the cluster.
   local host
-  host=$(ip_of legacy outside)
+  host=${BYRNIE_OUTSIDE_IP:-$(ip_of legacy outside)}
   get legacy stranger "http://$host:19001/"
   # What nobody has allowed is denied; so is what a mesh allows that then denies it.
   denied "http://$host:19001/" || fail "nobody has allowed it"

@@ -7,6 +7,7 @@ readonly PROBES=(http https tcp grpc exec reads)
 sentences_probes() {
   sentence probes_pass "probes by HTTP, HTTPS, TCP, gRPC, exec, by named port and with headers pass while the application is healthy"
   sentence probes_fail "each of them fails when its application is not healthy, and passes again"
+  sentence probes_keep_to_their_container "each container of a pod has its own probes, with their own patience"
   sentence liveness_restarts "a failed liveness probe restarts the application, and its proxy goes on"
   sentence hooks_run "postStart and preStop hooks by HTTP are performed"
 }
@@ -16,7 +17,7 @@ probes_pass() {
   probed | apply probes
   for each in "${PROBES[@]}"; do ready probes "deploy/$each"; done
   # All of that with a port that nobody outside of the mesh may call.
-  refuse get legacy stranger "http://$(ip_of probes "$(pod_of probes http)"):8080/healthz"
+  turned_away legacy stranger "http://$(ip_of probes "$(pod_of probes http)"):8080/healthz"
 }
 
 probed() {
@@ -61,6 +62,40 @@ probes_fail() {
 }
 
 is_not_ready() { [[ $(kubectl -n probes get deploy "$1" -o 'jsonpath={.status.readyReplicas}') != 1 ]]; }
+
+# `/slow` answers after 2 s.
+probes_keep_to_their_container() {
+  cat << END | apply probes
+apiVersion: v1
+kind: Pod
+metadata: { name: pair }
+spec:
+  terminationGracePeriodSeconds: 2
+  containers:
+    - name: app
+      image: $IMAGE
+      command: [byrnie-test-app, serve, --http=8080]
+      startupProbe: { httpGet: { path: /healthz, port: 8080 }, periodSeconds: 1 }
+      readinessProbe: { httpGet: { path: /slow, port: 8080 }, periodSeconds: 1, timeoutSeconds: 4 }
+    - name: hasty
+      image: $IMAGE
+      command: [byrnie-test-app, serve, --http=8081]
+      startupProbe: { httpGet: { path: /healthz, port: 8081 }, periodSeconds: 1 }
+      readinessProbe: { httpGet: { path: /slow, port: 8081 }, periodSeconds: 1, timeoutSeconds: 1 }
+END
+  eventually 10 pair_has_started
+  eventually 4 hasty_is_unhealthy
+  eventually 4 pair_differs
+}
+
+# of_pair FIELD CONTAINER
+of_pair() { kubectl -n probes get pod pair -o "jsonpath={.status.containerStatuses[?(@.name==\"$2\")].$1}"; }
+pair_has_started() { [[ $(of_pair started app)$(of_pair started hasty) == truetrue ]]; }
+pair_differs() { [[ $(of_pair ready app)/$(of_pair ready hasty) == true/false ]]; }
+hasty_is_unhealthy() {
+  kubectl -n probes get events --field-selector reason=Unhealthy,involvedObject.name=pair -o json |
+    jq -e 'any(.items[]; .involvedObject.fieldPath == "spec.containers{hasty}" and (.message | startswith("Readiness")))' > /dev/null
+}
 
 liveness_restarts() {
   cat << END | apply probes

@@ -5,6 +5,7 @@ sentences_rollout() {
   sentence rolling_update_loses_nothing "a rolling update under constant load loses no request"
   sentence scaling_loses_nothing "scaling up and down under constant load loses no request"
   sentence eviction_loses_nothing "evicting a pod under constant load loses no request"
+  sentence a_leaving_client_loses_nothing "a client that asks until it is told to end loses no request"
   sentence the_control_plane_rolls_unseen "a rolling restart of the control plane and the injector is seen by nobody"
   sentence a_client_from_its_first_request "a client's first request as soon as its container runs is answered"
 }
@@ -62,6 +63,29 @@ evict_one() {
     "{\"apiVersion\": \"policy/v1\", \"kind\": \"Eviction\", \"metadata\": {\"name\": \"$pod\", \"namespace\": \"roll\"}}"
   kubectl -n roll wait --for=delete "pod/$pod" --timeout=60s
   ready roll deploy/server
+}
+
+a_leaving_client_loses_nothing() {
+  ensure_rolling
+  cat << END | apply roll
+apiVersion: v1
+kind: Pod
+metadata: { name: leaver }
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 20
+  containers:
+    - name: app
+      image: $IMAGE
+      command: [sh, -c, 'trap "touch /tmp/stop" TERM; byrnie-test-app load server:80 --rate 40 --seconds 60 --until /tmp/stop & wait; wait']
+END
+  ready roll pod/leaver
+  kubectl -n roll logs -f leaver -c app > "$work/leaver.out" &
+  sleep 2
+  kubectl -n roll delete pod leaver --timeout=60s
+  wait $!
+  cat "$work/leaver.out"
+  grep -q '^[1-9][0-9]* good, 0 failed$' "$work/leaver.out" || fail "requests were lost, or not counted"
 }
 
 the_control_plane_rolls_unseen() { while_loaded roll_byrnie; }

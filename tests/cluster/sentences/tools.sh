@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2154
 
 # All namespaces that the sentences make.
-NAMESPACES=(shop work probes roll rules legacy ingress platform)
+NAMESPACES=(shop work probes roll rules legacy ingress platform leaving)
 
 fail() {
   echo "$*"
@@ -130,6 +130,24 @@ get() {
   inside "$namespace" "$pod" curl -sS --fail --max-time 5 "$@"
 }
 
+# status NAMESPACE POD URL: the HTTP status of the answer.
+status() { inside "$1" "$2" curl -sS -o /dev/null --max-time 10 -w '%{http_code}' "$3"; }
+
+# turned_away NAMESPACE POD URL [OPTION…]: the request must fail as one that is not let through does: not connected, no
+# answer in time, TLS refused, or cut. That the client, its program or the name is not there is no refusal.
+turned_away() {
+  local code=0
+  get "$@" > "$work/turned-away" 2>&1 || code=$?
+  case $code in
+    7 | 28 | 35 | 52 | 55 | 56) ;;
+    0) fail "expected to be turned away: ${*:3}; found an answer: $(tail -n 2 "$work/turned-away")" ;;
+    *) fail "expected to be turned away (7, 28, 35, 52, 55 or 56 of curl), found $code: $(tail -n 2 "$work/turned-away")" ;;
+  esac
+}
+
+# is_turned_away NAMESPACE POD URL: for `eventually`.
+is_turned_away() { (turned_away "$@") > /dev/null; }
+
 # pod_of NAMESPACE APP
 pod_of() { kubectl -n "$1" get pods -l "app=$2" --field-selector=status.phase=Running -o 'jsonpath={.items[0].metadata.name}'; }
 ip_of() { kubectl -n "$1" get pod "$2" -o 'jsonpath={.status.podIP}'; }
@@ -139,6 +157,20 @@ is_meshed() {
   local names
   names=$(kubectl -n "$1" get pod "$2" -o 'jsonpath={.spec.initContainers[*].name}')
   [[ $names == "byrnie-capture byrnie-proxy"* ]]
+}
+
+# processes_of NAMESPACE POD PROGRAM: by the pod's control group, on our own node.
+processes_of() {
+  local uid pid
+  uid=$(kubectl -n "$1" get pod "$2" -o 'jsonpath={.metadata.uid}')
+  for pid in $(pgrep -x "${3:0:15}"); do
+    ! grep -q "$uid" "/proc/$pid/cgroup" || echo "$pid"
+  done
+}
+
+# edge NAMESPACE CLIENT SERVER: whether the control plane has heard of a proven edge between these ServiceAccounts.
+edge() {
+  "$BYRNIE" edges -n "$1" -o json | jq -e --arg account "spiffe://cluster.local/ns/$1/sa/" --arg client "$2" --arg server "$3"     'any(.[]; .secured and .source_id == $account + $client and .destination_id == $account + $server)' > /dev/null
 }
 
 # Milliseconds.

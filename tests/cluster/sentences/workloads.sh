@@ -7,13 +7,15 @@ sentences_workloads() {
   sentence daemon_sets_are_called "a DaemonSet is called through its Service"
   sentence jobs_complete "a Job completes, and a CronJob's, though they have a proxy"
   sentence init_containers_have_the_network "an init container uses the network of the mesh"
+  sentence an_api_token_is_not_needed "a pod that mounts no API token is in the mesh, and its container sees nothing of the proxy's"
   sentence several_containers_and_services "a pod of several containers, named ports and Services is called at all of them"
   sentence pods_are_called_by_address "a pod is called by its address, and by itself"
   sentence external_names_lead_there "an ExternalName leads to the Service that it names"
   sentence services_without_selectors_lead_there "a Service without a selector leads to the endpoints that it is given"
   sentence node_ports_reach_the_mesh "a NodePort is called from inside of the mesh, and refused from outside of it"
+  sentence external_addresses_reach_the_mesh "a Service is called at its external IP and its load balancer's, and refuses strangers there"
   sentence host_network_pods_pass_by "a pod on its node's network runs without a proxy, and is not trusted"
-  sentence servers_may_speak_first "connections that idle, and that are half closed, live on"
+  sentence idle_and_half_closed_connections_live_on "connections that idle, and that are half closed, live on"
 }
 
 workloads_come_up() {
@@ -161,7 +163,16 @@ jobs_complete() {
 
 init_containers_have_the_network() {
   holds "$(kubectl -n work logs with-init -c migrate)" plain
-  holds "$("$BYRNIE" edges -n work -o json)" plain
+  eventually 6 edge work default plain
+}
+
+an_api_token_is_not_needed() {
+  client tokenless | sed 's/^spec:/&\n  automountServiceAccountToken: false/' | apply work
+  ready work pod/tokenless
+  is_meshed work tokenless || fail "it has no proxy"
+  holds "$(get work tokenless http://plain/)" plain
+  holds "$(inside work tokenless sh -c 'ls /var/run/secrets /var/run/byrnie 2> /dev/null; echo none')" none
+  refuse inside work tokenless ls -d /var/run/secrets/kubernetes.io /var/run/secrets/byrnie /var/run/byrnie
 }
 
 several_containers_and_services() {
@@ -199,7 +210,7 @@ endpoints: [{ addresses: ["$(ip_of work "$(pod_of work plain)")"], conditions: {
 END
   eventually 1 get work caller http://by-hand/
   # It is a meshed pod all the same: a stranger has no more luck by this way.
-  refuse get legacy stranger http://by-hand.work/
+  turned_away legacy stranger http://by-hand.work/
 }
 
 node_ports_reach_the_mesh() {
@@ -208,7 +219,25 @@ node_ports_reach_the_mesh() {
   port=$(kubectl -n work get service plain -o 'jsonpath={.spec.ports[0].nodePort}')
   node=$(kubectl get nodes -o 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')
   eventually 2 get work caller "http://$node:$port/"
-  refuse get legacy stranger "http://$node:$port/"
+  turned_away legacy stranger "http://$node:$port/"
+}
+
+# Of the documentation's range: nothing answers there but Kubernetes itself.
+external_addresses_reach_the_mesh() {
+  local each
+  cat << END | apply work
+apiVersion: v1
+kind: Service
+metadata: { name: outward }
+spec: { type: LoadBalancer, selector: { app: plain }, externalIPs: [203.0.113.80], ports: [{ port: 80, targetPort: 8080 }] }
+END
+  kubectl -n work patch service outward --subresource=status -p '{"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.81"}]}}}'
+  for each in 203.0.113.80 203.0.113.81; do
+    eventually 2 get work caller "http://$each/"
+    turned_away legacy stranger "http://$each/"
+  done
+  eventually 6 edge work caller plain
+  kubectl -n work delete service outward
 }
 
 host_network_pods_pass_by() {
@@ -226,10 +255,10 @@ END
   holds "$said" hostNetwork
   ready work pod/on-node
   ! is_meshed work on-node || fail "it has a proxy"
-  refuse get work on-node http://plain.work/
+  turned_away work on-node http://plain.work/
 }
 
-servers_may_speak_first() {
+idle_and_half_closed_connections_live_on() {
   holds "$(inside work caller sh -c 'printf "to the end\n" | timeout 10 nc plain 9000')" "to the end"
   holds "$(inside work caller sh -c '(sleep 3; echo late) | timeout 10 nc plain 9000')" late
 }

@@ -40,6 +40,51 @@ pub(crate) async fn a_pod_of_an_enrolled_namespace_comes_back_with_its_proxy_and
     assert_eq!(copy["spec"]["initContainers"], web.object["spec"]["initContainers"]);
 }
 
+pub(crate) async fn a_pod_without_an_api_token_of_its_own_gets_the_proxy_with_its_token(world: World) {
+    let (cluster, control_plane, _injector) = Cluster::running(&world).await;
+    cluster.enrolled("shop").await;
+    let tokenless = json!({ "spec": { "automountServiceAccountToken": false } });
+    let web = Pod::create_with(&cluster.api, "shop", "web", "web", &tokenless).await.unwrap();
+    assert_eq!(web.object["spec"]["automountServiceAccountToken"], false);
+    assert_eq!(init_containers(&web.object), ["byrnie-capture", "byrnie-proxy"]);
+    let volumes = web.object["spec"]["volumes"].as_array().unwrap();
+    let token = volumes.iter().flat_map(|volume| volume["projected"]["sources"].as_array().into_iter().flatten());
+    assert!(
+        token.into_iter().any(|source| source["serviceAccountToken"]["audience"] == "byrnie.dev/ca"),
+        "{volumes:?}"
+    );
+    web.svid(control_plane.address).await;
+}
+
+pub(crate) async fn a_namespace_of_an_adopted_open_service_mesh_is_in_the_mesh(world: World) {
+    let (cluster, control_plane, _injector) = Cluster::running(&world).await;
+    let config = json!({ "apiVersion": "byrnie.dev/v1alpha1", "kind": "MeshConfig", "metadata": { "name": "default" },
+        "spec": { "adoptedMeshes": ["osm"] } });
+    cluster.api.apply("/apis/byrnie.dev/v1alpha1/meshconfigs/default", &config).await.unwrap();
+    for (name, mesh) in [("shop", "osm"), ("legacy", "another-mesh")] {
+        cluster.namespace(name, &json!({ "openservicemesh.io/monitored-by": mesh })).await;
+        let enabled = json!({ "metadata": { "annotations": { "openservicemesh.io/sidecar-injection": "enabled" } } });
+        cluster.api.merge(&format!("/api/v1/namespaces/{name}"), &enabled).await.unwrap();
+    }
+    cluster.trust_bundle("shop").await;
+    let excluded = annotated("openservicemesh.io/inbound-port-exclusion-list", "9999");
+    let mut pod = Pod::manifest("web", "web");
+    pod["metadata"]["annotations"] = excluded["metadata"]["annotations"].clone();
+    // The injector reads of the adopted mesh and of the namespace by itself.
+    eventually("the injector knows", Duration::from_secs(3), async || {
+        let shown = cluster.api.create("/api/v1/namespaces/shop/pods?dryRun=All", &pod).await.unwrap();
+        (!init_containers(&shown).is_empty()).then_some(())
+    })
+    .await;
+    let web = Pod::create_with(&cluster.api, "shop", "web", "web", &excluded).await.unwrap();
+    assert_eq!(init_containers(&web.object), ["byrnie-capture", "byrnie-proxy"]);
+    let capture = &web.object["spec"]["initContainers"][0];
+    assert!(format!("{}{}", capture["command"], capture["args"]).contains("9999"), "{capture}");
+    web.svid(control_plane.address).await;
+    let legacy = Pod::create(&cluster.api, "legacy", "web", "web").await.unwrap();
+    assert!(init_containers(&legacy.object).is_empty());
+}
+
 pub(crate) async fn a_dry_run_shows_the_proxy_and_leaves_nothing(world: World) {
     let (cluster, _control_plane, _injector) = Cluster::running(&world).await;
     cluster.enrolled("shop").await;
@@ -90,6 +135,7 @@ pub(crate) async fn what_can_not_work_or_tries_to_get_around_is_refused_with_its
         ("proxy-cpu-limit", annotated("byrnie.dev/proxy-cpu-limit", "much")),
         ("inject", annotated("byrnie.dev/inject", "maybe")),
         ("linkerd-proxy", named("linkerd-proxy")),
+        ("shareProcessNamespace", json!({ "spec": { "shareProcessNamespace": true } })),
     ];
     let mut wrong = Vec::new();
     for (number, (field, over)) in refused.into_iter().enumerate() {
@@ -99,12 +145,12 @@ pub(crate) async fn what_can_not_work_or_tries_to_get_around_is_refused_with_its
             Err(_) => {}
         }
     }
-    // A container under our name is ours or it is not there: what the author wrote in it never runs.
+    // A container under our name is ours: what the author wrote in it never runs.
     for name in ["byrnie-capture", "byrnie-proxy"] {
-        if let Ok(pod) = Pod::create_with(&cluster.api, "shop", &format!("forged-{name}"), "web", &init(name)).await {
-            assert_eq!(init_containers(&pod.object), ["byrnie-capture", "byrnie-proxy"]);
-            assert!(!pod.object["spec"].to_string().contains("evil"), "{}", pod.object["spec"]);
-        }
+        let taken = Pod::create_with(&cluster.api, "shop", &format!("forged-{name}"), "web", &init(name)).await;
+        let pod = taken.unwrap_or_else(|refused| panic!("{name}: {refused}"));
+        assert_eq!(init_containers(&pod.object), ["byrnie-capture", "byrnie-proxy"]);
+        assert!(!pod.object["spec"].to_string().contains("evil"), "{}", pod.object["spec"]);
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -143,9 +189,11 @@ pub(crate) async fn an_expired_serving_certificate_is_replaced_by_the_control_pl
     if let Ok(pod) = taken("meanwhile").await {
         assert_eq!(init_containers(&pod.object)[..2], ["byrnie-capture", "byrnie-proxy"]);
     }
+    let attempt = std::cell::Cell::new(0);
     eventually("the control plane has replaced it", Duration::from_secs(6), async || {
         assert!(control_plane.child.ended().is_none());
-        let name = format!("web-{}", std::time::Instant::now().elapsed().as_nanos());
+        attempt.set(attempt.get() + 1);
+        let name = format!("web-{}", attempt.get());
         let stored = cluster.api.get(secret).await.ok()?;
         let pod = Pod::create(&cluster.api, "shop", &name, "web").await;
         if let Ok(pod) = &pod {

@@ -40,6 +40,8 @@ const SENTENCES: &[Scenario] = sentences![
     ],
     admission: [
         a_pod_of_an_enrolled_namespace_comes_back_with_its_proxy_and_of_another_as_it_was,
+        a_pod_without_an_api_token_of_its_own_gets_the_proxy_with_its_token,
+        a_namespace_of_an_adopted_open_service_mesh_is_in_the_mesh,
         a_dry_run_shows_the_proxy_and_leaves_nothing,
         a_pod_on_its_nodes_network_passes_by_with_a_warning,
         what_can_not_work_or_tries_to_get_around_is_refused_with_its_field,
@@ -50,6 +52,7 @@ const SENTENCES: &[Scenario] = sentences![
     objects: [
         an_invalid_object_is_refused_with_the_name_of_its_field,
         a_valid_object_says_in_its_status_that_it_holds,
+        an_object_that_stops_to_hold_says_so_in_its_status_and_an_event,
         a_definition_that_is_missing_is_named_and_taken_up_when_it_comes,
     ],
     bundle: [

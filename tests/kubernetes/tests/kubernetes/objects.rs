@@ -73,6 +73,36 @@ pub(crate) async fn a_valid_object_says_in_its_status_that_it_holds(world: World
     assert_eq!(holds(2).await["status"], "True");
 }
 
+pub(crate) async fn an_object_that_stops_to_hold_says_so_in_its_status_and_an_event(world: World) {
+    let (cluster, _control_plane, _injector) = Cluster::running(&world).await;
+    cluster.enrolled("shop").await;
+    let collection = format!("{GROUP}/namespaces/shop/mtlspolicies");
+    let policy = object("MtlsPolicy", "open", &json!({ "mode": "Permissive" }));
+    cluster.api.create(&collection, &policy).await.unwrap();
+    let accepted = async |wanted: &str| {
+        eventually(&format!("the condition Accepted is {wanted}"), Duration::from_secs(3), async || {
+            let stored = cluster.api.get(&format!("{collection}/open")).await.ok()?;
+            let conditions = stored["status"]["conditions"].as_array()?.clone();
+            conditions.into_iter().find(|condition| condition["type"] == "Accepted" && condition["status"] == wanted)
+        })
+        .await
+    };
+    accepted("True").await;
+    // No admission of the policy could know of what comes after it.
+    let config = object("MeshConfig", "default", &json!({ "mtls": { "floor": "Strict" } }));
+    cluster.api.apply(&format!("{GROUP}/meshconfigs/default"), &config).await.unwrap();
+    let condition = accepted("False").await;
+    assert!(condition["message"].as_str().unwrap().contains("spec.mode"), "{condition}");
+    let event = eventually("an event", Duration::from_secs(3), async || {
+        let events = cluster.api.get("/apis/events.k8s.io/v1/namespaces/shop/events").await.ok()?;
+        let events = events["items"].as_array()?.clone();
+        events.into_iter().find(|event| event["regarding"]["name"] == "open")
+    })
+    .await;
+    assert_eq!((&event["reason"], &event["type"]), (&json!("Refused"), &json!("Warning")));
+    assert!(event["note"].as_str().unwrap().contains("spec.mode"), "{event}");
+}
+
 pub(crate) async fn a_definition_that_is_missing_is_named_and_taken_up_when_it_comes(world: World) {
     let cluster = Cluster::installed(&world).await;
     let definition = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/mtlspolicies.byrnie.dev";
