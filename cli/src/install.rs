@@ -39,7 +39,7 @@ pub fn objects(values: &Values) -> Vec<Manifest> {
     let mut objects = vec![namespace(values)];
     objects.extend(crds(values));
     objects.extend(rbac::objects(values));
-    objects.extend(admission::policy(values));
+    objects.extend(admission::policies(values));
     objects.extend(workloads::objects(values));
     objects.extend(admission::webhooks(values));
     objects

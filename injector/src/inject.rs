@@ -16,6 +16,7 @@ use std::fmt;
 
 use byrnie_api::{ImageReference, Injection, MeshSettings, Problem, SidecarSettings, injection, labels};
 use byrnie_identity::TrustDomain;
+use byrnie_proto::probes::Nonce;
 use clap::ValueEnum;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
@@ -164,11 +165,17 @@ impl fmt::Display for PassedBy {
     }
 }
 
-/// Puts the proxy into `pod`, which is made in `namespace`.
+/// Puts the proxy into `pod`, which is made in `namespace`. `nonce` is a new one, for the pod's probes; one that they have
+/// already stays.
 ///
 /// # Errors
 /// Everything that can't work in the mesh, or that nobody understands, each with its field.
-pub fn inject(pod: &Pod, namespace: &NamespaceFacts, settings: &Settings) -> Result<Outcome, Vec<Problem>> {
+pub fn inject(
+    pod: &Pod,
+    namespace: &NamespaceFacts,
+    settings: &Settings,
+    nonce: Nonce,
+) -> Result<Outcome, Vec<Problem>> {
     if !labels::is_enrolled(&namespace.name, &namespace.labels, &settings.adopted_meshes) {
         return Ok(Outcome::PassedBy(PassedBy::NotEnrolled));
     }
@@ -190,7 +197,7 @@ pub fn inject(pod: &Pod, namespace: &NamespaceFacts, settings: &Settings) -> Res
     let mut injected = pod.clone();
     let spec = injected.spec.get_or_insert_default();
     let ours = take_ours(spec);
-    let probes = probes::rewrite(spec, &ours, &mut problems);
+    let probes = probes::rewrite(spec, &ours, nonce, &mut problems);
     containers::delay_termination(spec, sidecar.termination_delay);
     if !problems.is_empty() {
         problems.truncate(crate::limits::PROBLEMS);

@@ -11,6 +11,7 @@ pub mod inject;
 pub mod limits;
 pub mod mesh;
 mod mutate;
+mod nonce;
 pub mod offline;
 pub mod review;
 mod run;

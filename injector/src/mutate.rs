@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::inject::{NamespaceFacts, Outcome, PassedBy, Settings, graft, inject};
 use crate::mesh::Mesh;
+use crate::nonce;
 use crate::review::{Request, Response, in_words};
 
 /// Decides on a pod. Nothing else is done, so a dry run is a run.
@@ -59,14 +60,15 @@ type Decision = Result<Outcome, Vec<byrnie_api::Problem>>;
 /// What is held of a namespace may be older than the label for which the API server has asked. So a pod stays without a
 /// proxy for its namespace's sake only after the API server itself was asked.
 async fn decide(pod: &Pod, namespace: &str, settings: &Settings, mesh: &Mesh) -> Result<Decision, Undecided> {
+    let nonce = nonce::new().map_err(|reason| Undecided(reason.to_owned()))?;
     if let Some(facts) = mesh.namespace(namespace) {
-        let decision = inject(pod, &facts, settings);
+        let decision = inject(pod, &facts, settings, nonce.clone());
         if !matches!(decision, Ok(Outcome::PassedBy(PassedBy::NotEnrolled | PassedBy::OptedOut(_)))) {
             return Ok(decision);
         }
     }
     let facts: NamespaceFacts = mesh.ask_namespace(namespace).await.map_err(Undecided)?;
-    Ok(inject(pod, &facts, settings))
+    Ok(inject(pod, &facts, settings, nonce))
 }
 
 fn is_pod_creation(request: &Request) -> Result<(), String> {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::inject::{NamespaceFacts, Outcome, Settings, graft, inject};
+use crate::nonce;
 
 /// What became of one object.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +67,9 @@ fn inject_one(object: &mut Value, settings: &Settings) -> Report {
             return Report { fate: Fate::Refused(vec![problem]), ..report };
         }
     };
-    match inject(&pod, &facts, settings) {
+    let nonce =
+        nonce::new().map_err(|reason| vec![Problem::new("object", "random bytes for the pod's probes", reason)]);
+    match nonce.and_then(|nonce| inject(&pod, &facts, settings, nonce)) {
         Ok(Outcome::Injected { pod, warnings }) => {
             *template = graft(template, &pod);
             Report { fate: Fate::Injected, warnings, ..report }

@@ -126,7 +126,7 @@ pub struct Options {
     /// Prometheus metrics; a port alone means every address.
     #[arg(long, value_name = "ADDR|PORT", default_value = "15010")]
     pub metrics_listen: String,
-    /// Health: /healthz/ready and /healthz/live, and /probe/CONTAINER/KIND; a port alone means every address.
+    /// Health: /healthz/ready and /healthz/live, and /probe/NONCE/CONTAINER/KIND; a port alone means every address.
     #[arg(long, value_name = "ADDR|PORT", default_value = "15021")]
     pub health_listen: String,
     /// What is logged to standard error: `error`, `warn`, `info`, `debug`, `trace`, or tracing's filter syntax.
@@ -142,8 +142,8 @@ pub struct Options {
     /// sees to it itself; with `--exempt uid` someone else must run `byrnie-proxy prove-capture` in the pod.
     #[arg(long, value_name = "BOOL", default_value = "false")]
     pub require_application_proof: String,
-    /// The kubelet's probes that the proxy performs, as the injector writes them; asked for at /probe/CONTAINER/KIND of
-    /// --health-listen.
+    /// The kubelet's probes that the proxy performs, as the injector writes them; asked for at
+    /// /probe/NONCE/CONTAINER/KIND of --health-listen.
     #[arg(long, value_name = "JSON", env = "BYRNIE_PROBES", hide_env_values = true)]
     pub probes: Option<String>,
     /// How long open connections may go on after SIGTERM, such as `30s`, `5m` or `1h`.
@@ -182,7 +182,7 @@ pub struct Config {
     /// Ready only once an application's connection was seen to be captured.
     pub require_application_proof: bool,
     /// The kubelet's probes that the proxy performs.
-    pub probes: Probes,
+    pub probes: Option<Probes>,
     /// How long open connections may go on after SIGTERM.
     pub drain_timeout: Duration,
 }

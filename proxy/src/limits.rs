@@ -89,7 +89,8 @@ pub const BUFFER_APPLICATION: usize = 64 * 1024;
 /// What a buffer of TLS records grows to: with less, a bulk transfer pays a system call per 16 KiB.
 pub const BUFFER_TLS: usize = 256 * 1024;
 
-/// Probes of the kubelet under way: a pod has a few, one after another each; more wait within their own time.
+/// Probes of the kubelet under way, hooks not counted: a pod has a few, each once at a time; more wait within their own
+/// time.
 pub const PROBES: usize = 32;
 
 /// Attempts to reach an endpoint for one application connection, each at another endpoint where there is one.

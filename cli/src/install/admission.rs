@@ -1,7 +1,8 @@
-//! What the API server asks of each change: the injector's webhooks, and the policy that works without it.
+//! What the API server asks of each change: the injector's webhooks, and the policies that work without it.
 
 use byrnie_api::labels::{
-    BUNDLE_CONFIG_MAP, CONTROL_PLANE, INJECTOR, MESH, MESH_ENABLED, NEVER_ENROLLED, OSM_MONITORED_BY, SYSTEM_NAMESPACE,
+    BUNDLE_CONFIG_MAP, CAPTURE_CONTAINER, CONTROL_PLANE, IDENTITY_VOLUME, INJECTOR, MESH, MESH_ENABLED, NEVER_ENROLLED,
+    OSM_MONITORED_BY, PROXY_CONTAINER, PROXY_UID, STATE_VOLUME, SYSTEM_NAMESPACE,
 };
 use k8s_openapi::api::admissionregistration::v1::{
     MatchCondition, MatchResources, MutatingWebhook, MutatingWebhookConfiguration, NamedRuleWithOperations,
@@ -22,54 +23,126 @@ const TIMEOUT_SECONDS: i32 = 5;
 
 const COMPONENT: &str = "injector";
 
-/// The policy and its binding: they need no injector, so they come first and go last.
-pub(super) fn policy(values: &Values) -> Vec<Manifest> {
-    let control_plane = format!("system:serviceaccount:{SYSTEM_NAMESPACE}:{CONTROL_PLANE}");
+/// Name of the policy on what a meshed pod may become.
+const PROXY_POLICY: &str = "byrnie-proxy";
+
+/// The policies and their bindings: they need no injector, so they come first and go last.
+pub(super) fn policies(values: &Values) -> Vec<Manifest> {
+    let mut objects = denying(values, "control-plane", BUNDLE_CONFIG_MAP, trust_bundle());
+    objects.extend(denying(values, COMPONENT, PROXY_POLICY, proxy()));
+    objects
+}
+
+fn denying(values: &Values, component: &str, name: &str, spec: ValidatingAdmissionPolicySpec) -> Vec<Manifest> {
     let policy = ValidatingAdmissionPolicy {
-        metadata: metadata(BUNDLE_CONFIG_MAP, None, values.labels("control-plane")),
-        spec: Some(ValidatingAdmissionPolicySpec {
-            failure_policy: Some("Fail".into()),
-            match_constraints: Some(MatchResources {
-                match_policy: Some("Equivalent".into()),
-                namespace_selector: Some(LabelSelector::default()),
-                object_selector: Some(LabelSelector::default()),
-                resource_rules: Some(vec![NamedRuleWithOperations {
-                    api_groups: Some(vec![String::new()]),
-                    api_versions: Some(vec!["v1".into()]),
-                    operations: Some(vec!["CREATE".into(), "UPDATE".into()]),
-                    resources: Some(vec!["configmaps".into()]),
-                    scope: Some("Namespaced".into()),
-                    ..NamedRuleWithOperations::default()
-                }]),
-                ..MatchResources::default()
-            }),
-            // On the object's own name: at a create the request may have none.
-            match_conditions: Some(vec![MatchCondition {
-                name: "trust-bundle".into(),
-                expression: format!("object.metadata.name == '{BUNDLE_CONFIG_MAP}'"),
-            }]),
-            validations: Some(vec![Validation {
-                expression: format!("request.userInfo.username == '{control_plane}'"),
-                message: Some(format!(
-                    "ConfigMap {BUNDLE_CONFIG_MAP} holds the roots that every proxy of the namespace trusts; only Byrnie's \
-                     control plane ({control_plane}) writes it"
-                )),
-                reason: Some("Forbidden".into()),
-                ..Validation::default()
-            }]),
-            ..ValidatingAdmissionPolicySpec::default()
-        }),
+        metadata: metadata(name, None, values.labels(component)),
+        spec: Some(spec),
         ..ValidatingAdmissionPolicy::default()
     };
     let binding = ValidatingAdmissionPolicyBinding {
-        metadata: metadata(BUNDLE_CONFIG_MAP, None, values.labels("control-plane")),
+        metadata: metadata(name, None, values.labels(component)),
         spec: ValidatingAdmissionPolicyBindingSpec {
-            policy_name: BUNDLE_CONFIG_MAP.into(),
+            policy_name: name.into(),
             validation_actions: vec!["Deny".into()],
             ..ValidatingAdmissionPolicyBindingSpec::default()
         },
     };
     vec![Manifest::of(&policy), Manifest::of(&binding)]
+}
+
+/// Nobody but the control plane says whom a proxy trusts.
+fn trust_bundle() -> ValidatingAdmissionPolicySpec {
+    let control_plane = format!("system:serviceaccount:{SYSTEM_NAMESPACE}:{CONTROL_PLANE}");
+    let message = format!(
+        "ConfigMap {BUNDLE_CONFIG_MAP} holds the roots that every proxy of the namespace trusts; only Byrnie's control \
+         plane ({control_plane}) writes it"
+    );
+    ValidatingAdmissionPolicySpec {
+        // On the object's own name: at a create the request may have none.
+        match_conditions: Some(vec![MatchCondition {
+            name: "trust-bundle".into(),
+            expression: format!("object.metadata.name == '{BUNDLE_CONFIG_MAP}'"),
+        }]),
+        validations: Some(vec![forbidden_unless(format!("request.userInfo.username == '{control_plane}'"), message)]),
+        ..matching(&["CREATE", "UPDATE"], &["configmaps"])
+    }
+}
+
+/// What the injector made stays what it made: its webhook sees pods when they are made, and no more. Otherwise whoever may
+/// change pods would have the proxy's key, token and user.
+fn proxy() -> ValidatingAdmissionPolicySpec {
+    let ours = format!("['{CAPTURE_CONTAINER}', '{PROXY_CONTAINER}']");
+    let volumes = format!("['{IDENTITY_VOLUME}', '{STATE_VOLUME}']");
+    let none_in_debugging = |bad: &str| {
+        format!(
+            "request.?subResource.orValue('') != 'ephemeralcontainers' || \
+             !object.spec.?ephemeralContainers.orValue([]).exists(c, {bad})"
+        )
+    };
+    ValidatingAdmissionPolicySpec {
+        match_conditions: Some(vec![MatchCondition {
+            name: "meshed".into(),
+            expression: format!("oldObject.spec.?initContainers.orValue([]).exists(c, c.name in {ours})"),
+        }]),
+        validations: Some(vec![
+            forbidden_unless(
+                format!(
+                    "oldObject.spec.initContainers.all(was, !(was.name in {ours}) || \
+                     object.spec.initContainers.exists(is, is.name == was.name && is.image == was.image))"
+                ),
+                format!(
+                    "the images of {CAPTURE_CONTAINER} and {PROXY_CONTAINER} hold for a pod's life: they see its key; \
+                     make a new pod for another image (`kubectl rollout restart`)"
+                ),
+            ),
+            forbidden_unless(
+                none_in_debugging(&format!("c.?volumeMounts.orValue([]).exists(mount, mount.name in {volumes})")),
+                format!(
+                    "the volumes {IDENTITY_VOLUME} and {STATE_VOLUME} hold the proxy's token and key; mount neither"
+                ),
+            ),
+            forbidden_unless(
+                none_in_debugging(&format!("c.?securityContext.?runAsUser.orValue(0) == {PROXY_UID}")),
+                format!("user {PROXY_UID} is the proxy's, which capture lets pass by; take another one"),
+            ),
+            forbidden_unless(
+                none_in_debugging(&format!("c.?targetContainerName.orValue('') in {ours}")),
+                format!(
+                    "the processes of {CAPTURE_CONTAINER} and {PROXY_CONTAINER} hold the pod's key; aim at another \
+                     container, or at none"
+                ),
+            ),
+        ]),
+        ..matching(&["UPDATE"], &["pods", "pods/ephemeralcontainers"])
+    }
+}
+
+/// For these requests, in every namespace.
+fn matching(operations: &[&str], resources: &[&str]) -> ValidatingAdmissionPolicySpec {
+    let RuleWithOperations { api_groups, api_versions, operations, resources, scope } =
+        rule("", "v1", operations, resources, "Namespaced");
+    ValidatingAdmissionPolicySpec {
+        failure_policy: Some("Fail".into()),
+        match_constraints: Some(MatchResources {
+            match_policy: Some("Equivalent".into()),
+            namespace_selector: Some(LabelSelector::default()),
+            object_selector: Some(LabelSelector::default()),
+            resource_rules: Some(vec![NamedRuleWithOperations {
+                api_groups,
+                api_versions,
+                operations,
+                resources,
+                scope,
+                ..NamedRuleWithOperations::default()
+            }]),
+            ..MatchResources::default()
+        }),
+        ..ValidatingAdmissionPolicySpec::default()
+    }
+}
+
+fn forbidden_unless(expression: String, message: String) -> Validation {
+    Validation { expression, message: Some(message), reason: Some("Forbidden".into()), ..Validation::default() }
 }
 
 /// The webhooks. Their `caBundle` is the control plane's to write: until it has, they refuse what they are for.

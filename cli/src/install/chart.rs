@@ -35,7 +35,7 @@ pub fn files() -> io::Result<Vec<(&'static str, String)>> {
         ("templates/crds.yaml", wrong_namespace.to_owned() + &documents(&crds(&no_ingress))?),
         ("templates/rbac.yaml", documents(&rbac::objects(&no_ingress))?),
         ("templates/ingress.yaml", ingress),
-        ("templates/policy.yaml", documents(&admission::policy(&no_ingress))?),
+        ("templates/policy.yaml", documents(&admission::policies(&no_ingress))?),
         ("templates/workloads.yaml", documents(&workloads::objects(&no_ingress))?),
         ("templates/webhooks.yaml", documents(&admission::webhooks(&no_ingress))?),
     ];

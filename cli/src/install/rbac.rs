@@ -29,7 +29,7 @@ pub struct Grant {
     pub why: &'static str,
 }
 
-const FOLLOW: &[&str] = &["get", "list", "watch"];
+const FOLLOW: &[&str] = &["list", "watch"];
 const KINDS: &[&str] = &["authorizationpolicies", "egresspolicies", "ingresspolicies", "meshconfigs", "mtlspolicies"];
 const STATUSES: &[&str] = &[
     "authorizationpolicies/status",
@@ -48,7 +48,16 @@ pub const GRANTS: &[Grant] = &[
         resources: &["namespaces", "pods", "services"],
         names: &[],
         verbs: FOLLOW,
-        why: "who is in the mesh, what is where, and whether a token's pod still lives",
+        why: "who is in the mesh, and what is where",
+    },
+    Grant {
+        account: CONTROL_PLANE,
+        everywhere: true,
+        group: "",
+        resources: &["pods"],
+        names: &[],
+        verbs: &["get"],
+        why: "whether a token's pod still lives",
     },
     Grant {
         account: CONTROL_PLANE,
@@ -129,8 +138,17 @@ pub const GRANTS: &[Grant] = &[
         group: "",
         resources: &["secrets"],
         names: &[CA_SECRET, INJECTOR_SECRET],
-        verbs: &["get", "update"],
+        verbs: &["get"],
         why: "the mesh's root, and the injector's serving certificate; no other Secret",
+    },
+    Grant {
+        account: CONTROL_PLANE,
+        everywhere: false,
+        group: "",
+        resources: &["secrets"],
+        names: &[INJECTOR_SECRET],
+        verbs: &["update"],
+        why: "renews the injector's serving certificate; the root it can't change",
     },
     Grant {
         account: CONTROL_PLANE,
@@ -165,8 +183,8 @@ pub const GRANTS: &[Grant] = &[
         group: "",
         resources: &["namespaces"],
         names: &[],
-        verbs: FOLLOW,
-        why: "whether a pod's namespace is enrolled",
+        verbs: &["get", "list", "watch"],
+        why: "whether a pod's namespace is enrolled; asked live before a pod is let pass by",
     },
     Grant {
         account: INJECTOR,

@@ -107,6 +107,19 @@ fn a_dead_injector_can_stop_neither_the_system_nor_itself() {
     assert_eq!(namespaces["matchConditions"].as_array().unwrap().len(), 2);
 }
 
+/// What the expressions do is for the API server to say; here: that they are asked for whatever can change a pod's programs.
+#[test]
+fn what_can_change_a_meshed_pods_programs_is_looked_at_and_denied() {
+    let spec = &find("ValidatingAdmissionPolicy", "byrnie-proxy")["spec"];
+    let rule = &spec["matchConstraints"]["resourceRules"][0];
+    assert_eq!(rule["resources"], serde_json::json!(["pods", "pods/ephemeralcontainers"]));
+    assert_eq!(rule["operations"], serde_json::json!(["UPDATE"]));
+    assert_eq!(spec["matchConditions"].as_array().unwrap().len(), 1);
+    let binding = &find("ValidatingAdmissionPolicyBinding", "byrnie-proxy")["spec"];
+    assert_eq!(binding["policyName"], "byrnie-proxy");
+    assert_eq!(binding["validationActions"], serde_json::json!(["Deny"]));
+}
+
 #[test]
 fn the_ca_bundle_is_the_control_planes_to_write() {
     for kind in ["MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"] {

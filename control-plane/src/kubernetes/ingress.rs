@@ -11,7 +11,7 @@ use byrnie_identity::{CertificateFacts, KeyPair, SpiffeId, Svid, certificates_fr
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, ObjectMeta, Patch, Preconditions},
+    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, Preconditions},
 };
 use zeroize::Zeroizing;
 
@@ -65,6 +65,7 @@ impl IngressSecrets {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &wanted.namespace);
         let found = call(secrets.get_opt(wanted.secret_name())).await?;
         let roots = plane.authority.bundle().to_pem();
+        let read = found.as_ref().and_then(ResourceExt::resource_version);
         if let Some(mut secret) = found {
             let (ours, good) = (is_managed(&secret.metadata), is_good(plane, &mut secret, &id, &roots));
             ca::wipe(&mut secret);
@@ -82,9 +83,17 @@ impl IngressSecrets {
         let key_pem = key.to_pem();
         let svid = Svid::new(certificate.chain, key).map_err(crate::certificates::CertificateError::from)?;
         let mut secret = secret_of(wanted, &svid, &key_pem, &roots);
-        let written = call(secrets.patch(wanted.secret_name(), &apply(), &Patch::Apply(&secret))).await;
+        // What was not there is made, and never taken from who makes it at the same time; what was is replaced as it was read.
+        let first = read.is_none();
+        let parameters = PatchParams { force: !first, ..apply() };
+        secret.metadata.resource_version = read;
+        let written = call(secrets.patch(wanted.secret_name(), &parameters, &Patch::Apply(&secret))).await;
         ca::wipe(&mut secret);
-        ca::wipe(&mut written?);
+        let mut written = written.map_err(|error| match error.code() {
+            Some(409) if first => SecretError::Foreign,
+            _ => error.into(),
+        })?;
+        ca::wipe(&mut written);
         let (secret, serial) = (format!("{}/{}", wanted.namespace, wanted.secret_name()), svid.serial());
         tracing::info!(secret, id = id.as_str(), serial, "ingress certificate written");
         Ok(())
@@ -240,6 +249,25 @@ mod tests {
             assert!(secrets.pass(&plane).await.is_empty());
             assert_eq!(writes(&seen).len(), 1, "{damage}");
         }
+        let mut read = written[0].clone();
+        read["data"]["tls.crt"] = "eA==".into();
+        read["metadata"]["resourceVersion"] = "7".into();
+        let (mut secrets, seen) = server(Some(read));
+        assert!(secrets.pass(&plane).await.is_empty());
+        assert_eq!(writes(&seen)[0]["metadata"]["resourceVersion"], "7");
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_somebody_makes_at_the_same_time_is_theirs() {
+        let home = tempfile::tempdir().unwrap();
+        let plane = plane(home.path(), &[config()]);
+        let (client, _) = fake(|asked| match asked.method.as_str() {
+            "PATCH" => Answer::status(409, "Conflict"),
+            _ if asked.path == "/api/v1/secrets" => Answer::list("PartialObjectMetadataList", &[]),
+            _ => Answer::status(404, "NotFound"),
+        });
+        let failures = IngressSecrets::new(client).pass(&plane).await;
+        assert!(failures.all()[0].contains("that Byrnie has not made"), "{failures:?}");
     }
 
     #[tokio::test]

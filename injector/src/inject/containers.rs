@@ -25,8 +25,8 @@ pub(super) struct Parts<'a> {
     pub sidecar: &'a SidecarSettings,
     /// The pod, without ours.
     pub spec: &'a PodSpec,
-    /// The originals of its probes.
-    pub probes: String,
+    /// The originals of its probes, if it has any.
+    pub probes: Option<String>,
     /// What stood there under our names.
     pub was: &'a Ours,
 }
@@ -64,14 +64,13 @@ impl Parts<'_> {
             capabilities: Some(Capabilities { add: None, drop: Some(words(&["ALL"])) }),
             ..confined()
         };
-        let has_probes = self.probes != EMPTY_PROBES;
+        let probes =
+            |text: &String| vec![EnvVar { name: PROBES.to_owned(), value: Some(text.clone()), ..EnvVar::default() }];
         Container {
             restart_policy: Some("Always".to_owned()),
             command: Some(words(&[BINARY])),
             args: Some(self.proxy_arguments()),
-            env: has_probes.then(|| {
-                vec![EnvVar { name: PROBES.to_owned(), value: Some(self.probes.clone()), ..EnvVar::default() }]
-            }),
+            env: self.probes.as_ref().map(probes),
             ports: Some(vec![ContainerPort {
                 name: Some("byrnie-metrics".to_owned()),
                 container_port: ports::METRICS,
@@ -176,11 +175,11 @@ pub(super) fn put_volumes(spec: &mut PodSpec) {
 /// The text of the environment variable. A dollar sign is written as JSON's escape: `$(NAME)` in a variable's value would
 /// be replaced by Kubernetes.
 pub(super) fn probes_text(probes: &Probes) -> String {
-    let text = serde_json::to_string(probes).unwrap_or_else(|_| EMPTY_PROBES.to_owned());
+    // Texts and numbers alone: there is nothing in it that JSON can't say.
+    let text = serde_json::to_string(probes).unwrap_or_default();
     text.replace('$', "\\u0024")
 }
 
-const EMPTY_PROBES: &str = "{}";
 const BINARY: &str = "/byrnie-proxy";
 const TOKEN: &str = "token";
 

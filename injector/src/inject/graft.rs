@@ -4,7 +4,7 @@
 //! the sent object and of this, and not of two of our own readings of it.
 
 use byrnie_api::labels;
-use k8s_openapi::api::core::v1::{Container, Lifecycle, LifecycleHandler, Pod, PodSpec, Probe};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Lifecycle, LifecycleHandler, Pod, PodSpec, Probe};
 use serde_json::{Map, Value};
 
 use super::is_ours;
@@ -81,13 +81,17 @@ fn point<'a>(sent: &mut [Value], injected: impl Iterator<Item = &'a Container>) 
 }
 
 fn point_probe(sent: &mut Value, probe: &Probe) {
-    // What is not the proxy's to perform (`exec`) was not changed.
-    let (Some(sent), Some(get)) = (sent.as_object_mut(), &probe.http_get) else { return };
+    // What is not the proxy's to perform (`exec`, another host) was not changed.
+    let (Some(sent), Some(get)) = (sent.as_object_mut(), pointed(probe.http_get.as_ref())) else { return };
     sent.retain(|field, _| !["tcpSocket", "grpc"].contains(&field.as_str()));
     sent.insert("httpGet".to_owned(), serde_json::to_value(get).unwrap_or_default());
     if let Some(seconds) = probe.timeout_seconds {
         sent.insert("timeoutSeconds".to_owned(), Value::from(seconds));
     }
+}
+
+fn pointed(get: Option<&HTTPGetAction>) -> Option<&HTTPGetAction> {
+    get.filter(|get| get.host.is_none())
 }
 
 /// The hook that was added where there was none.
@@ -104,7 +108,7 @@ fn add_hook(sent: &mut Map<String, Value>, injected: &Lifecycle) {
 }
 
 fn point_hook(sent: &mut Value, hook: &LifecycleHandler) {
-    let (Some(sent), Some(get)) = (sent.as_object_mut(), &hook.http_get) else { return };
+    let (Some(sent), Some(get)) = (sent.as_object_mut(), pointed(hook.http_get.as_ref())) else { return };
     sent.retain(|field, _| field != "tcpSocket");
     sent.insert("httpGet".to_owned(), serde_json::to_value(get).unwrap_or_default());
 }

@@ -1,11 +1,14 @@
 //! The kubelet's probes and hooks: pointed at the proxy, with the originals handed to it.
 //!
 //! The kubelet is outside of the mesh; a port in strict mode refuses it. The proxy performs the admitted original, and
-//! nothing else. A probe that points at the proxy already keeps the original that the pod's own proxy was given.
+//! nothing else. A probe that points at the proxy already keeps the original that the pod's own proxy was given, and the
+//! pod keeps its nonce. What names a host stays as it is: the kubelet asks that host from the node, as without a mesh.
+
+use std::collections::BTreeMap;
 
 use axum::http::{HeaderName, HeaderValue};
 use byrnie_api::{Problem, quote};
-use byrnie_proto::probes::{self, PROBES, Probe as Original, ProbeAction, Probes};
+use byrnie_proto::probes::{self, Nonce, PREFIX, PROBES, Probe as Original, ProbeAction, Probes};
 use k8s_openapi::api::core::v1::{
     Container, GRPCAction, HTTPGetAction, LifecycleHandler, PodSpec, Probe, TCPSocketAction,
 };
@@ -15,12 +18,14 @@ use super::{Ours, containers, ports};
 use crate::limits;
 
 /// Rewrites the probes of `spec`, from which our own containers have been taken, and gives the text of the environment
-/// variable for the proxy. `was` is what has been taken.
-pub(super) fn rewrite(spec: &mut PodSpec, was: &Ours, problems: &mut Vec<Problem>) -> String {
+/// variable for the proxy, if it has any to perform. `was` is what has been taken; `nonce` is new.
+pub(super) fn rewrite(spec: &mut PodSpec, was: &Ours, nonce: Nonce, problems: &mut Vec<Problem>) -> Option<String> {
+    let before = was.proxy.as_ref().and_then(before).filter(|before| is_asked_for(spec, &before.nonce));
+    let (nonce, before) = before.map_or((nonce, BTreeMap::new()), |before| (before.nonce, before.probes));
     let mut rewriting = Rewriting {
         named: named_ports(spec),
-        before: was.proxy.as_ref().and_then(before).unwrap_or_default(),
-        after: Probes::default(),
+        before,
+        after: Probes { nonce, probes: BTreeMap::new() },
         grace: spec.termination_grace_period_seconds.and_then(|grace| u32::try_from(grace).ok()).unwrap_or(30).max(1),
         problems,
     };
@@ -32,7 +37,7 @@ pub(super) fn rewrite(spec: &mut PodSpec, was: &Ours, problems: &mut Vec<Problem
     for (index, container) in spec.containers.iter_mut().enumerate() {
         rewriting.container(&format!("spec.containers[{index}]"), container);
     }
-    let count = rewriting.after.0.len();
+    let count = rewriting.after.probes.len();
     let text = containers::probes_text(&rewriting.after);
     if text.len() > limits::PROBES_BYTES {
         let expected = format!("probes that take at most {} bytes as JSON, all together", limits::PROBES_BYTES);
@@ -42,7 +47,7 @@ pub(super) fn rewrite(spec: &mut PodSpec, was: &Ours, problems: &mut Vec<Problem
         let expected = format!("at most {} probes and hooks, all together", limits::PROBES);
         problems.push(Problem::new("spec.containers", expected, format!("{count}")));
     }
-    text
+    (count > 0).then_some(text)
 }
 
 struct NamedPort {
@@ -67,9 +72,22 @@ fn before(proxy: &Container) -> Option<Probes> {
     serde_json::from_str(variable.value.as_deref()?).ok()
 }
 
+/// Whether some probe or hook asks the proxy with this nonce.
+fn is_asked_for(spec: &PodSpec, nonce: &Nonce) -> bool {
+    let prefix = probes::path(nonce, "");
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let mut gets = containers.flat_map(|container| {
+        let probes = [&container.startup_probe, &container.readiness_probe, &container.liveness_probe];
+        let hooks = container.lifecycle.iter().flat_map(|hooks| [&hooks.post_start, &hooks.pre_stop]);
+        let probes = probes.into_iter().flatten().filter_map(|probe| probe.http_get.as_ref());
+        probes.chain(hooks.flatten().filter_map(|hook| hook.http_get.as_ref()))
+    });
+    gets.any(|get| path_at_proxy(get).is_some_and(|path| path.starts_with(&prefix)))
+}
+
 struct Rewriting<'a> {
     named: Vec<NamedPort>,
-    before: Probes,
+    before: BTreeMap<String, Original>,
     after: Probes,
     grace: u32,
     problems: &'a mut Vec<Problem>,
@@ -88,6 +106,14 @@ struct Handler<'a> {
     http_get: &'a mut Option<HTTPGetAction>,
     tcp_socket: &'a mut Option<TCPSocketAction>,
     grpc: &'a mut Option<GRPCAction>,
+}
+
+impl Handler<'_> {
+    fn names_host(&self) -> bool {
+        let http = self.http_get.as_ref().and_then(|get| get.host.as_deref());
+        let tcp = self.tcp_socket.as_ref().and_then(|tcp| tcp.host.as_deref());
+        http.or(tcp).is_some_and(|host| !host.is_empty())
+    }
 }
 
 impl Rewriting<'_> {
@@ -134,8 +160,12 @@ impl Rewriting<'_> {
 
     /// The original's time, where the handler now points at the proxy.
     fn handler(&mut self, place: &Place<'_>, handler: Handler<'_>, timeout: u32) -> Option<u32> {
-        let original = match points_at_proxy(handler.http_get.as_ref(), place) {
-            Pointed::Here => self.known(place)?,
+        if handler.names_host() {
+            return None;
+        }
+        let here = probes::path(&self.after.nonce, &place.name);
+        let original = match points_at_proxy(handler.http_get.as_ref(), &here) {
+            Pointed::Here => self.known(place, &here)?,
             Pointed::Elsewhere(path) => {
                 self.problems.push(foreign(place, &path));
                 return None;
@@ -144,7 +174,7 @@ impl Rewriting<'_> {
         };
         let timeout = original.timeout_seconds;
         *handler.http_get = Some(HTTPGetAction {
-            path: Some(probes::path(&place.name)),
+            path: Some(here),
             port: IntOrString::Int(ports::HEALTH),
             scheme: Some("HTTP".to_owned()),
             host: None,
@@ -152,14 +182,14 @@ impl Rewriting<'_> {
         });
         *handler.tcp_socket = None;
         *handler.grpc = None;
-        self.after.0.insert(place.name.clone(), original);
+        self.after.probes.insert(place.name.clone(), original);
         Some(timeout)
     }
 
-    fn known(&mut self, place: &Place<'_>) -> Option<Original> {
-        let known = self.before.0.get(&place.name).filter(|original| original.timeout_seconds > 0).cloned();
+    fn known(&mut self, place: &Place<'_>, here: &str) -> Option<Original> {
+        let known = self.before.get(&place.name).filter(|original| original.timeout_seconds > 0).cloned();
         if known.is_none() {
-            self.problems.push(foreign(place, &probes::path(&place.name)));
+            self.problems.push(foreign(place, here));
         }
         known
     }
@@ -169,9 +199,7 @@ impl Rewriting<'_> {
             return self.http_get(place, get);
         }
         if let Some(tcp) = &*handler.tcp_socket {
-            let (host, port) =
-                (self.host(place, "tcpSocket", tcp.host.as_deref()), self.port(place, "tcpSocket", &tcp.port));
-            return Some(ProbeAction::TcpSocket { host: host?, port: port? });
+            return Some(ProbeAction::TcpSocket { port: self.port(place, "tcpSocket", &tcp.port)? });
         }
         let grpc = (*handler.grpc).as_ref()?;
         let port = self.port(place, "grpc", &IntOrString::Int(grpc.port))?;
@@ -188,7 +216,6 @@ impl Rewriting<'_> {
                 None
             }
         };
-        let host = self.host(place, "httpGet", get.host.as_deref());
         let port = self.port(place, "httpGet", &get.port);
         let mut headers = Vec::new();
         for (index, header) in get.http_headers.iter().flatten().enumerate() {
@@ -204,21 +231,7 @@ impl Rewriting<'_> {
             headers.push((header.name.clone(), header.value.clone()));
         }
         let path = request_target(get.path.as_deref().unwrap_or("/"));
-        Some(ProbeAction::HttpGet { https: https?, host: host?, port: port?, path, headers })
-    }
-
-    /// The outer `None`: refused. The inner one: the pod itself.
-    fn host(&mut self, place: &Place<'_>, action: &str, host: Option<&str>) -> Option<Option<String>> {
-        let Some(host) = host.filter(|host| !host.is_empty()) else {
-            return Some(None);
-        };
-        let good = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
-        if host.len() > 253 || !host.bytes().all(good) {
-            let path = format!("{}.{action}.host", place.path);
-            self.problems.push(Problem::new(path, "a host name or an address", quote(host)));
-            return None;
-        }
-        Some(Some(host.to_owned()))
+        Some(ProbeAction::HttpGet { https: https?, port: port?, path, headers })
     }
 
     /// A name is looked up in the probe's own container first, as the kubelet does, then in the others.
@@ -254,18 +267,18 @@ enum Pointed {
     Elsewhere(String),
 }
 
-fn points_at_proxy(get: Option<&HTTPGetAction>, place: &Place<'_>) -> Pointed {
-    let Some(get) = get.filter(|get| get.port == IntOrString::Int(ports::HEALTH)) else {
-        return Pointed::Not;
-    };
-    let path = get.path.as_deref().unwrap_or_default();
-    if path == probes::path(&place.name) {
-        Pointed::Here
-    } else if path.starts_with(&probes::path("")) {
-        Pointed::Elsewhere(path.to_owned())
-    } else {
-        Pointed::Not
+fn points_at_proxy(get: Option<&HTTPGetAction>, here: &str) -> Pointed {
+    match get.and_then(path_at_proxy) {
+        None => Pointed::Not,
+        Some(path) if path == here => Pointed::Here,
+        Some(path) => Pointed::Elsewhere(path.to_owned()),
     }
+}
+
+/// The path of a probe of the proxy's.
+fn path_at_proxy(get: &HTTPGetAction) -> Option<&str> {
+    let path = get.path.as_deref().filter(|path| path.starts_with(PREFIX))?;
+    (get.port == IntOrString::Int(ports::HEALTH)).then_some(path)
 }
 
 fn foreign(place: &Place<'_>, path: &str) -> Problem {

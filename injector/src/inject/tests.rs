@@ -3,7 +3,7 @@
 mod properties;
 mod refusals;
 
-use byrnie_proto::probes::{PROBES, Probes};
+use byrnie_proto::probes::PROBES;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -12,6 +12,11 @@ use super::*;
 pub(crate) fn settings() -> Settings {
     let image = ProxyImage { reference: "byrnie/proxy:test".parse().unwrap(), pull_policy: PullPolicy::IfNotPresent };
     Settings::new(&MeshSettings::default(), &image)
+}
+
+/// A pure function has no random numbers of its own.
+pub(crate) fn nonce() -> Nonce {
+    Nonce::new([0xab; 16])
 }
 
 fn shop() -> NamespaceFacts {
@@ -29,7 +34,7 @@ pub(crate) fn pod(change: impl FnOnce(&mut Value)) -> Pod {
 }
 
 fn inject_into(pod: &Pod) -> (Pod, Vec<String>) {
-    match inject(pod, &shop(), &settings()).unwrap() {
+    match inject(pod, &shop(), &settings(), nonce()).unwrap() {
         Outcome::Injected { pod, warnings } => (*pod, warnings),
         Outcome::PassedBy(reason) => unreachable!("passed by: {reason}"),
     }
@@ -40,7 +45,7 @@ fn injected(change: impl FnOnce(&mut Value)) -> Pod {
 }
 
 fn passed_by(change: impl FnOnce(&mut Value)) -> PassedBy {
-    match inject(&pod(change), &shop(), &settings()).unwrap() {
+    match inject(&pod(change), &shop(), &settings(), nonce()).unwrap() {
         Outcome::PassedBy(reason) => reason,
         Outcome::Injected { .. } => unreachable!("injected"),
     }
@@ -60,7 +65,11 @@ fn args(pod: &Pod, container: usize) -> &[String] {
 
 fn probes_of(pod: &Pod) -> Value {
     let variable = init(pod)[1].env.iter().flatten().find(|variable| variable.name == PROBES);
-    variable.map_or(Value::Null, |variable| serde_json::from_str(variable.value.as_deref().unwrap()).unwrap())
+    variable.map_or(Value::Null, |variable| {
+        let probes: Value = serde_json::from_str(variable.value.as_deref().unwrap()).unwrap();
+        assert_eq!(probes["nonce"], nonce().as_str());
+        probes["probes"].clone()
+    })
 }
 
 fn yaml(pod: &Pod) -> String {
@@ -130,7 +139,7 @@ fn capture_and_proxy_come_before_every_other_init_container() {
 #[test]
 fn an_injected_pod_is_injected_into_nothing_else() {
     let (once, _) = inject_into(&pod(|_| {}));
-    let again = inject(&once, &shop(), &settings()).unwrap();
+    let again = inject(&once, &shop(), &settings(), nonce()).unwrap();
     assert_eq!(again, Outcome::PassedBy(PassedBy::AlreadyInjected));
 }
 
@@ -149,8 +158,8 @@ fn a_probe_that_another_webhook_added_joins_those_that_were_rewritten() {
     let agent = json!({"name": "agent", "livenessProbe": {"tcpSocket": {"port": 8200}}});
     pod.spec.as_mut().unwrap().containers.push(serde_json::from_value(agent).unwrap());
     let (again, _) = inject_into(&pod);
-    let probes: Probes = serde_json::from_value(probes_of(&again)).unwrap();
-    assert_eq!(probes.0.keys().collect::<Vec<_>>(), ["agent/liveness", "web/readiness"]);
+    let probes = probes_of(&again);
+    assert_eq!(probes.as_object().unwrap().keys().collect::<Vec<_>>(), ["agent/liveness", "web/readiness"]);
     assert_eq!(again.spec.as_ref().unwrap().containers[0], pod.spec.as_ref().unwrap().containers[0]);
 }
 
@@ -160,7 +169,7 @@ fn a_container_of_our_name_is_replaced_and_never_trusted() {
     let forged = injected(|pod| {
         pod["spec"]["initContainers"] = json!([
             {"name": "byrnie-proxy", "image": "evil", "restartPolicy": "Always", "securityContext": {"privileged": true},
-             "env": [{"name": PROBES, "value": "{\"web/readiness\":{\"action\":{\"tcpSocket\":{\"host\":\"evil\",\"port\":1}},\"timeoutSeconds\":1}}"}],
+             "env": [{"name": PROBES, "value": "{\"nonce\":\"00000000000000000000000000000000\",\"probes\":{\"web/readiness\":{\"action\":{\"tcpSocket\":{\"port\":1}},\"timeoutSeconds\":1}}}"}],
              "volumeMounts": [{"name": "byrnie-identity", "mountPath": "/x"}]},
             {"name": "byrnie-capture", "image": "evil", "command": ["true"]},
         ]);
@@ -174,7 +183,7 @@ fn what_a_limit_range_has_filled_in_stays_where_the_mesh_says_nothing() {
     let (mut pod, _) = inject_into(&pod(|_| {}));
     let limits = json!({"limits": {"cpu": "500m"}, "requests": {"cpu": "10m", "memory": "32Mi"}});
     pod.spec.as_mut().unwrap().init_containers.as_mut().unwrap()[0].resources = serde_json::from_value(limits).unwrap();
-    assert_eq!(inject(&pod, &shop(), &settings()).unwrap(), Outcome::PassedBy(PassedBy::AlreadyInjected));
+    assert_eq!(inject(&pod, &shop(), &settings(), nonce()).unwrap(), Outcome::PassedBy(PassedBy::AlreadyInjected));
 }
 
 #[test]
@@ -190,7 +199,7 @@ fn a_pod_outside_of_the_mesh_passes_by_with_the_reason() {
     let selector = json!({"kubernetes.io/os": "windows"});
     assert_eq!(passed_by(|pod| pod["spec"]["nodeSelector"] = selector), PassedBy::Windows);
     let elsewhere = NamespaceFacts { name: "other".to_owned(), ..NamespaceFacts::default() };
-    let outcome = inject(&pod(|_| {}), &elsewhere, &settings()).unwrap();
+    let outcome = inject(&pod(|_| {}), &elsewhere, &settings(), nonce()).unwrap();
     assert_eq!(outcome, Outcome::PassedBy(PassedBy::NotEnrolled));
 }
 
@@ -203,10 +212,10 @@ fn a_namespace_of_an_adopted_mesh_needs_that_meshs_annotation() {
         labels: one(labels::OSM_MONITORED_BY, "osm"),
         annotations: BTreeMap::new(),
     };
-    let passed = inject(&pod(|_| {}), &facts, &settings).unwrap();
+    let passed = inject(&pod(|_| {}), &facts, &settings, nonce()).unwrap();
     assert!(matches!(passed, Outcome::PassedBy(PassedBy::OptedOut(_))), "{passed:?}");
     facts.annotations = one(labels::OSM_INJECTION, "enabled");
-    assert!(matches!(inject(&pod(|_| {}), &facts, &settings).unwrap(), Outcome::Injected { .. }));
+    assert!(matches!(inject(&pod(|_| {}), &facts, &settings, nonce()).unwrap(), Outcome::Injected { .. }));
 }
 
 #[test]
@@ -216,9 +225,9 @@ fn every_kind_of_probe_and_hook_is_handed_over_as_it_was() {
             {"name": "cache", "restartPolicy": "Always", "startupProbe": {"grpc": {"port": 5000, "service": "cache"}}},
         ]);
         pod["spec"]["containers"][0]["startupProbe"] = json!({"grpc": {"port": 5001}, "timeoutSeconds": 5});
-        pod["spec"]["containers"][0]["livenessProbe"] = json!({"tcpSocket": {"port": "http", "host": "10.0.0.1"}});
+        pod["spec"]["containers"][0]["livenessProbe"] = json!({"tcpSocket": {"port": "http"}});
         pod["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {
-            "path": "ready?full=1#x", "port": "metrics", "scheme": "HTTPS", "host": "web.example",
+            "path": "ready?full=1#x", "port": "metrics", "scheme": "HTTPS",
             "httpHeaders": [{"name": "Authorization", "value": "$(TOKEN) \"x\""}, {"name": "X", "value": ""}],
         }});
         pod["spec"]["containers"][0]["lifecycle"] = json!({
@@ -230,13 +239,13 @@ fn every_kind_of_probe_and_hook_is_handed_over_as_it_was() {
     let expected = json!({
         "cache/startup": {"action": {"grpc": {"port": 5000, "service": "cache"}}, "timeoutSeconds": 1},
         "web/startup": {"action": {"grpc": {"port": 5001, "service": ""}}, "timeoutSeconds": 5},
-        "web/liveness": {"action": {"tcpSocket": {"port": 8080, "host": "10.0.0.1"}}, "timeoutSeconds": 1},
+        "web/liveness": {"action": {"tcpSocket": {"port": 8080}}, "timeoutSeconds": 1},
         "web/readiness": {"action": {"httpGet": {
-            "https": true, "host": "web.example", "port": 9000, "path": "/ready?full=1",
+            "https": true, "port": 9000, "path": "/ready?full=1",
             "headers": [["Authorization", "$(TOKEN) \"x\""], ["X", ""]],
         }}, "timeoutSeconds": 1},
-        "web/post-start": {"action": {"httpGet": {"https": false, "host": null, "port": 8080, "path": "/", "headers": []}}, "timeoutSeconds": 300},
-        "web/pre-stop": {"action": {"tcpSocket": {"host": null, "port": 8080}}, "timeoutSeconds": 30},
+        "web/post-start": {"action": {"httpGet": {"https": false, "port": 8080, "path": "/", "headers": []}}, "timeoutSeconds": 300},
+        "web/pre-stop": {"action": {"tcpSocket": {"port": 8080}}, "timeoutSeconds": 30},
     });
     assert_eq!(probes_of(&pod), expected);
     let web = &pod.spec.as_ref().unwrap().containers[0];
@@ -244,9 +253,42 @@ fn every_kind_of_probe_and_hook_is_handed_over_as_it_was() {
     assert_eq!(startup.timeout_seconds, Some(6));
     assert!(startup.grpc.is_none());
     let get = serde_json::to_value(startup.http_get.as_ref().unwrap()).unwrap();
-    assert_eq!(get, json!({"path": "/probe/web/startup", "port": 15021, "scheme": "HTTP"}));
+    assert_eq!(
+        get,
+        json!({"path": "/probe/abababababababababababababababab/web/startup", "port": 15021, "scheme": "HTTP"})
+    );
     let stop = web.lifecycle.as_ref().unwrap().pre_stop.as_ref().unwrap();
     assert!(stop.tcp_socket.is_none() && stop.http_get.is_some());
+}
+
+#[test]
+fn a_probe_or_hook_that_names_a_host_stays_the_kubelets() {
+    let get = json!({"httpGet": {"port": 80, "host": "web.example", "new": 1}, "timeoutSeconds": 2});
+    let tcp = json!({"tcpSocket": {"port": 80, "host": "10.0.0.1"}});
+    let mut sent = serde_json::to_value(pod(|_| {})).unwrap();
+    let web = &mut sent["spec"]["containers"][0];
+    (web["livenessProbe"], web["readinessProbe"]) = (get.clone(), tcp.clone());
+    web["lifecycle"] = json!({"preStop": {"httpGet": {"port": 15021, "host": "127.0.0.1", "path": "/probe/x"}}});
+    let pod = inject_into(&serde_json::from_value(sent.clone()).unwrap()).0;
+    assert_eq!(probes_of(&pod), Value::Null);
+    assert_eq!(graft(&sent, &pod)["spec"]["containers"], sent["spec"]["containers"]);
+}
+
+#[test]
+fn the_nonce_of_an_injected_pod_stays_and_one_that_no_probe_asks_with_is_not_taken_over() {
+    let probe = json!({"httpGet": {"path": "/", "port": 8080}});
+    let (once, _) = inject_into(&pod(|pod| pod["spec"]["containers"][0]["readinessProbe"] = probe.clone()));
+    let fresh = Nonce::new([1; 16]);
+    let again = inject(&once, &shop(), &settings(), fresh.clone()).unwrap();
+    assert_eq!(again, Outcome::PassedBy(PassedBy::AlreadyInjected));
+    let mut replaced = once.clone();
+    let container = &mut replaced.spec.as_mut().unwrap().containers[0];
+    container.readiness_probe = serde_json::from_value(probe).unwrap();
+    let Outcome::Injected { pod, .. } = inject(&replaced, &shop(), &settings(), fresh.clone()).unwrap() else {
+        unreachable!("passed by");
+    };
+    let text = yaml(&pod);
+    assert!(text.contains(fresh.as_str()) && !text.contains(nonce().as_str()), "{text}");
 }
 
 #[test]

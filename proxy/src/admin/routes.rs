@@ -42,10 +42,10 @@ where
     if let Some(answer) = reading(administration, door, &path) {
         return Ok(if reads { answer() } else { not_allowed("GET, HEAD") });
     }
-    if let Some(name) = path.strip_prefix("/probe/").filter(|_| door == Door::Health) {
+    if let Some(asked_for) = path.strip_prefix(byrnie_proto::probes::PREFIX).filter(|_| door == Door::Health) {
         let user_agent = request.headers().get(USER_AGENT).and_then(|value| value.to_str().ok());
         return if reads {
-            probe(administration, name, Asked { at, user_agent }).await
+            probe(administration, asked_for, Asked { at, user_agent }).await
         } else {
             Ok(not_allowed("GET"))
         };
@@ -62,10 +62,11 @@ where
 
 async fn probe(
     administration: &Administration,
-    name: &str,
+    asked_for: &str,
     asked: Asked<'_>,
 ) -> Result<Response<Full<Bytes>>, HookFailed> {
-    Ok(match administration.prober.perform(name, asked).await {
+    let (nonce, name) = asked_for.split_once('/').unwrap_or_default();
+    Ok(match administration.prober.perform(nonce, name, asked).await {
         Some(Ok(said)) => text(StatusCode::OK, said + "\n"),
         Some(Err(reason)) if probes::is_hook(name) => {
             tracing::warn!(hook = name, reason, "a hook of the pod failed");

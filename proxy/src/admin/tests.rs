@@ -139,23 +139,30 @@ async fn a_probe_is_performed_behind_the_health_door_and_a_hook_that_fails_is_no
     let mesh = TestMesh::new();
     let mut shared = Arc::try_unwrap(mesh.proxy("web")).ok().unwrap();
     let (application, address) = listener().await;
-    let probe =
-        |port| format!(r#"{{"action": {{"tcpSocket": {{"host": null, "port": {port}}}}}, "timeoutSeconds": 1}}"#);
+    let probe = |port| format!(r#"{{"action": {{"tcpSocket": {{"port": {port}}}}}, "timeoutSeconds": 1}}"#);
     let (up, down) = (probe(address.port()), probe(1));
-    shared.config.probes = crate::probes::read(&format!(
-        r#"{{"web/liveness": {up}, "web/readiness": {down}, "web/post-start": {up}, "web/pre-stop": {down}}}"#
-    ))
-    .unwrap();
+    const NONCE: &str = "0123456789abcdef0123456789abcdef";
+    let probes = format!(
+        r#"{{"nonce": "{NONCE}", "probes":
+            {{"web/liveness": {up}, "web/readiness": {down}, "web/post-start": {up}, "web/pre-stop": {down}}}}}"#
+    );
+    shared.config.probes = Some(crate::probes::read(&probes).unwrap());
     shared.config.exempt = byrnie_redirect::Exempt::Uid(byrnie_redirect::PROXY_UID);
     let administration = Arc::new(Administration::new(Arc::new(shared), LogLevel::default()));
     let (health, address) = listener().await;
     tokio::spawn(serve(administration.clone(), Door::Health, health));
+    let right = |name: &str| format!("{NONCE}/{name}");
     for (path, expected) in [
-        ("web/liveness", "HTTP/1.1 200 OK"),
-        ("web/readiness", "HTTP/1.1 503 Service Unavailable"),
-        ("web/startup", "HTTP/1.1 404 Not Found"),
-        ("web/post-start", "HTTP/1.1 200 OK"),
-        ("web/pre-stop", ""),
+        (right("web/liveness"), "HTTP/1.1 200 OK"),
+        (right("web/readiness"), "HTTP/1.1 503 Service Unavailable"),
+        (right("web/startup"), "HTTP/1.1 404 Not Found"),
+        (right("web/post-start"), "HTTP/1.1 200 OK"),
+        (right("web/pre-stop"), ""),
+        // Whoever does not know the nonce fires no hook, not even one that would fail.
+        ("web/pre-stop".to_owned(), "HTTP/1.1 404 Not Found"),
+        (format!("/{}", right("web/liveness")), "HTTP/1.1 404 Not Found"),
+        (format!("{}/web/pre-stop", "0".repeat(32)), "HTTP/1.1 404 Not Found"),
+        (format!("{}/web/pre-stop", &NONCE[1..]), "HTTP/1.1 404 Not Found"),
     ] {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let request = format!("GET /probe/{path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
@@ -164,7 +171,8 @@ async fn a_probe_is_performed_behind_the_health_door_and_a_hook_that_fails_is_no
         let _ = stream.read_to_string(&mut answer).await;
         assert!(answer.starts_with(expected) && expected.is_empty() == answer.is_empty(), "{path}: {answer}");
     }
-    let (status, _) = ask(&administration, Door::Status, Method::GET, "/probe/web/liveness", "").await;
+    let path = format!("/probe/{}", right("web/liveness"));
+    let (status, _) = ask(&administration, Door::Status, Method::GET, &path, "").await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     drop(application);
 }

@@ -134,7 +134,7 @@ pub(super) fn config(config: &Config) -> Value {
         "access_log": access_log,
         "require_capture_proof": config.require_capture_proof,
         "require_application_proof": config.require_application_proof,
-        "probes": config.probes.0.keys().collect::<Vec<_>>(),
+        "probes": config.probes.iter().flat_map(|probes| probes.probes.keys()).collect::<Vec<_>>(),
         "drain_timeout_seconds": config.drain_timeout.as_secs_f64(),
     })
 }

@@ -189,13 +189,13 @@ impl Check {
         }
     }
 
-    pub(super) fn probes(&mut self, text: Option<&str>) -> Probes {
-        match crate::probes::read(text.unwrap_or("{}")) {
-            Ok(probes) => probes,
+    pub(super) fn probes(&mut self, text: Option<&str>) -> Option<Probes> {
+        match crate::probes::read(text?) {
+            Ok(probes) => Some(probes),
             Err(problem) => {
                 let option = byrnie_proto::probes::PROBES;
                 self.wrong(option, "the probes as the injector writes them", problem);
-                Probes::default()
+                None
             }
         }
     }

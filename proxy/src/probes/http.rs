@@ -1,6 +1,7 @@
 //! An HTTP or HTTPS probe as the kubelet makes it: `GET`, good from 200 to 399. Redirects are followed on the same host
 //! alone; one that leads to another host ends the probe well, because who sends it is alive.
 
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use byrnie_identity::tls;
@@ -20,7 +21,7 @@ use super::{Outcome, Prober};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Url {
     pub(super) https: bool,
-    /// Name or address, without brackets.
+    /// An address, without brackets; in a Location, perhaps a name.
     pub(super) host: String,
     pub(super) port: u16,
     /// Path and query.
@@ -36,9 +37,10 @@ const BODY: usize = 10 * 1024;
 /// Head of an answer.
 const HEAD: usize = 64 * 1024;
 
-/// Performs the probe; `good`: the statuses that are.
+/// Performs the probe at `at`, the host of `url`; `good`: the statuses that are.
 pub(super) async fn get(
     prober: &Prober,
+    at: IpAddr,
     mut url: Url,
     headers: &[(String, String)],
     user_agent: Option<&str>,
@@ -47,7 +49,7 @@ pub(super) async fn get(
     let first = url.host.clone();
     let (mut host, headers) = head(headers, user_agent)?;
     for _ in 0..=REDIRECTS {
-        let response = one(prober, &url, host.as_deref(), &headers).await?;
+        let response = one(prober, at, &url, host.as_deref(), &headers).await?;
         let status = response.status();
         let location = response.headers().get(LOCATION).cloned().filter(|_| redirects(status));
         read_some(response).await?;
@@ -99,6 +101,7 @@ fn head(given: &[(String, String)], user_agent: Option<&str>) -> Result<(Option<
 
 async fn one(
     prober: &Prober,
+    at: IpAddr,
     url: &Url,
     host: Option<&str>,
     headers: &HeaderMap,
@@ -108,7 +111,7 @@ async fn one(
         all.extend(headers.clone());
     }
     let request = request.body(Empty::new()).map_err(|error| format!("{}: {error}", url.shown()))?;
-    let stream = prober.dial(&url.host, url.port).await?;
+    let stream = prober.dial(SocketAddr::new(at, url.port)).await?;
     if !url.https {
         return exchange(stream, request, url).await;
     }

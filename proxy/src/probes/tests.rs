@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
+use byrnie_proto::probes::Nonce;
 use byrnie_redirect::PROXY_UID;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -18,15 +19,106 @@ async fn perform(action: ProbeAction, seconds: u32) -> Outcome {
 }
 
 async fn perform_as(name: &str, action: ProbeAction, seconds: u32, user_agent: Option<&str>) -> Outcome {
-    let probes = Probes([(name.to_owned(), Probe { action, timeout_seconds: seconds })].into());
-    let prober = Prober::new(probes, Exempt::Uid(PROXY_UID));
-    assert!(prober.perform("web/other", Asked::default()).await.is_none());
-    prober.perform(name, Asked { at: HERE, user_agent }).await.unwrap()
+    let prober = prober([(name, action, seconds)]);
+    assert!(ask(&prober, "web/other").await.is_none());
+    prober.perform(nonce().as_str(), name, Asked { at: HERE, user_agent }).await.unwrap()
+}
+
+fn prober<'a>(probes: impl IntoIterator<Item = (&'a str, ProbeAction, u32)>) -> Prober {
+    let probes = probes.into_iter().map(|(name, action, timeout_seconds)| {
+        let probe = Probe { action, timeout_seconds };
+        (name.to_owned(), probe)
+    });
+    Prober::new(Some(Probes { nonce: nonce(), probes: probes.collect() }), Exempt::Uid(PROXY_UID))
+}
+
+fn nonce() -> Nonce {
+    Nonce::new([7; 16])
+}
+
+async fn ask(prober: &Prober, name: &str) -> Option<Outcome> {
+    prober.perform(nonce().as_str(), name, Asked { at: HERE, user_agent: None }).await
+}
+
+#[tokio::test]
+async fn nothing_is_performed_for_who_does_not_know_the_nonce() {
+    let (listener, address) = listener().await;
+    let prober = prober([("web/pre-stop", ProbeAction::TcpSocket { port: address.port() }, 5)]);
+    let other = Nonce::new([8; 16]);
+    for wrong in ["", "0", &nonce().as_str()[..31], other.as_str()] {
+        assert!(prober.perform(wrong, "web/pre-stop", Asked { at: HERE, user_agent: None }).await.is_none(), "{wrong}");
+    }
+    assert!(prober.flights.lock().unwrap().is_empty());
+    drop(listener);
+}
+
+#[tokio::test]
+async fn a_probe_is_performed_once_at_a_time_and_all_who_ask_get_its_outcome() {
+    let (listener, address) = listener().await;
+    let prober = prober([("web/liveness", http_get(address.port(), "/", &[]), 5)]);
+    let application = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        head(&mut stream).await;
+        stream.write_all(status("200 OK").as_bytes()).await.unwrap();
+        listener
+    };
+    let (first, second, listener) =
+        tokio::join!(ask(&prober, "web/liveness"), ask(&prober, "web/liveness"), application);
+    assert!(first.clone().unwrap().is_ok());
+    assert_eq!(first, second);
+    drop(listener);
+    // The next one is a new one.
+    assert!(ask(&prober, "web/liveness").await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn who_goes_away_leaves_the_probe_to_the_next_who_asks() {
+    let (listener, address) = listener().await;
+    let prober = prober([("web/liveness", http_get(address.port(), "/", &[]), 5)]);
+    let first = tokio::time::timeout(Duration::from_millis(50), ask(&prober, "web/liveness"));
+    let second = ask(&prober, "web/liveness");
+    let application = async {
+        drop(listener.accept().await.unwrap());
+        let (mut stream, _) = listener.accept().await.unwrap();
+        head(&mut stream).await;
+        stream.write_all(status("200 OK").as_bytes()).await.unwrap();
+    };
+    // The application's first connection is let go only after its asker is.
+    let held = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        application.await;
+    };
+    let (first, second, ()) = tokio::join!(first, second, held);
+    assert!(first.is_err());
+    assert!(second.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn hooks_take_no_place_from_the_probes() {
+    let (silent, address) = listener().await;
+    let (up, up_address) = listener().await;
+    let names: Vec<String> = (0..PROBES).map(|number| format!("c{number}/pre-stop")).collect();
+    let names_again = names.clone();
+    let slow = names_again.iter().map(|name| (name.as_str(), http_get(address.port(), "/", &[]), 60));
+    let prober =
+        Arc::new(prober(slow.chain([("web/liveness", ProbeAction::TcpSocket { port: up_address.port() }, 5)])));
+    let hooks = names.into_iter().map(|name| {
+        let prober = prober.clone();
+        tokio::spawn(async move { ask(&prober, &name).await })
+    });
+    let hooks: Vec<_> = hooks.collect();
+    let mut open = Vec::new();
+    for _ in 0..PROBES {
+        open.push(silent.accept().await.unwrap());
+    }
+    assert!(ask(&prober, "web/liveness").await.unwrap().is_ok());
+    hooks.iter().for_each(tokio::task::JoinHandle::abort);
+    drop(up);
 }
 
 fn http_get(port: u16, path: &str, headers: &[(&str, &str)]) -> ProbeAction {
     let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    ProbeAction::HttpGet { https: false, host: None, port, path: path.to_owned(), headers }
+    ProbeAction::HttpGet { https: false, port, path: path.to_owned(), headers }
 }
 
 /// An application that gives these answers, one per connection, and keeps the heads that it heard.
@@ -142,7 +234,7 @@ async fn https_is_asked_without_a_look_at_the_certificate() {
         stream.write_all(status("200 OK").as_bytes()).await.unwrap();
         let _ = stream.shutdown().await;
     });
-    let action = |port| ProbeAction::HttpGet { https: true, host: None, port, path: "/".into(), headers: vec![] };
+    let action = |port| ProbeAction::HttpGet { https: true, port, path: "/".into(), headers: vec![] };
     perform(action(address.port()), 5).await.unwrap();
     let (plain, address) = listener_that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
     assert!(perform(action(address.port()), 5).await.unwrap_err().contains("TLS handshake"));
@@ -163,7 +255,7 @@ async fn listener_that_says(text: &'static [u8]) -> (tokio::task::JoinHandle<()>
 #[tokio::test]
 async fn a_tcp_probe_asks_whether_the_port_takes_connections_and_no_more() {
     let (listener, address) = listener().await;
-    let probe = || ProbeAction::TcpSocket { host: None, port: address.port() };
+    let probe = || ProbeAction::TcpSocket { port: address.port() };
     perform(probe(), 1).await.unwrap();
     let mut said = Vec::new();
     listener.accept().await.unwrap().0.read_to_end(&mut said).await.unwrap();

@@ -29,7 +29,7 @@ fn handler() -> impl Strategy<Value = Value> {
         (port(), ".{0,6}", proptest::option::of("[a-zH]{0,5}"))
             .prop_map(|(port, path, scheme)| { json!({"httpGet": {"port": port, "path": path, "scheme": scheme}}) }),
         (name(), "[a-z]{1,8}").prop_map(|(container, kind)| {
-            json!({"httpGet": {"port": 15021, "path": format!("/probe/{container}/{kind}")}})
+            json!({"httpGet": {"port": 15021, "path": format!("/probe/{}/{container}/{kind}", nonce().as_str())}})
         }),
         port().prop_map(|port| json!({"tcpSocket": {"port": port}})),
         any::<i32>().prop_map(|port| json!({"grpc": {"port": port, "service": "s$(X)"}})),
@@ -65,7 +65,7 @@ fn container() -> impl Strategy<Value = Value> {
             }
             if forged {
                 container["env"] = json!([{"name": PROBES, "value":
-                    "{\"a/liveness\":{\"action\":{\"tcpSocket\":{\"host\":null,\"port\":1}},\"timeoutSeconds\":4294967295}}"}]);
+                    "{\"nonce\":\"abababababababababababababababab\",\"probes\":{\"a/liveness\":{\"action\":{\"tcpSocket\":{\"port\":1}},\"timeoutSeconds\":4294967295}}}"}]);
             }
             container
         })
@@ -92,8 +92,8 @@ proptest! {
     #[test]
     fn injecting_an_injected_pod_changes_nothing(sent in any_pod()) {
         let pod = Pod::deserialize(&sent).unwrap();
-        if let Ok(Outcome::Injected { pod: once, .. }) = inject(&pod, &shop(), &settings()) {
-            let again = inject(&once, &shop(), &settings());
+        if let Ok(Outcome::Injected { pod: once, .. }) = inject(&pod, &shop(), &settings(), Nonce::new([1; 16])) {
+            let again = inject(&once, &shop(), &settings(), Nonce::new([2; 16]));
             prop_assert_eq!(again, Ok(Outcome::PassedBy(PassedBy::AlreadyInjected)));
             let grafted = graft(&sent, &once);
             prop_assert_eq!(&Pod::deserialize(&grafted).unwrap(), &*once);
