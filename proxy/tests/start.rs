@@ -251,9 +251,12 @@ fn drain_does_not_take_something_else_for_a_proxy() {
 #[test]
 fn probes_that_can_not_be_read_are_named_with_their_place() {
     let files = Files::new();
-    let wrong = r#"{"web/liveness": {"action": {"exec": {}}, "timeoutSeconds": 1}}"#;
+    let nonce = "0123456789abcdef".repeat(2);
+    let probe = r#"{"web/liveness": {"action": {"exec": {}}, "timeoutSeconds": 1}}"#;
+    let wrong = format!(r#"{{"nonce": "{nonce}", "probes": {probe}}}"#);
     let output = files.proxy(&free_ports()).env("BYRNIE_PROBES", wrong).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     let text = text(&output);
     assert!(text.contains("\n  BYRNIE_PROBES: expected") && text.contains("exec"), "{text}");
+    assert!(!text.contains(&nonce), "{text}");
 }
