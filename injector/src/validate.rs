@@ -1,6 +1,6 @@
 //! `/validate`: objects of byrnie.dev whose mistakes a schema can't see, and namespaces that may not be enrolled.
 
-use byrnie_api::{GROUP, MESH_CONFIG_NAME, MeshConfigSpec, Object, Problem, labels, parse, quote};
+use byrnie_api::{GROUP, Kind, MESH_CONFIG_NAME, MeshConfigSpec, MeshSettings, Object, Problem, labels, parse, quote};
 use serde_json::Value;
 use tracing::info;
 
@@ -8,8 +8,11 @@ use crate::mesh::Mesh;
 use crate::review::{Request, Response, in_words};
 
 pub(crate) fn validate(request: &Request, mesh: &Mesh) -> Response {
-    if !["CREATE", "UPDATE"].contains(&request.operation.as_str()) {
-        return Response::allow(request);
+    let is_mesh_config = request.kind.group == GROUP && request.kind.kind == Kind::MeshConfig.as_str();
+    match request.operation.as_str() {
+        "CREATE" | "UPDATE" => {}
+        "DELETE" if is_mesh_config => return deletion(request, mesh),
+        _ => return Response::allow(request),
     }
     let answer = match (request.kind.group.as_str(), request.kind.kind.as_str()) {
         (GROUP, _) => policy(request, mesh),
@@ -68,6 +71,28 @@ fn mesh_config(request: &Request, spec: &MeshConfigSpec, mesh: &Mesh) -> Respons
         "every identity of the mesh has it; for another one: `byrnie uninstall`, and `byrnie install --trust-domain`",
     );
     Response::deny(request, &in_words(&format!("MeshConfig {MESH_CONFIG_NAME}"), &[problem]))
+}
+
+/// Without it the defaults hold, and some of what it says must not fall back to them unseen.
+fn deletion(request: &Request, mesh: &Mesh) -> Response {
+    let Ok(now) = mesh.mesh_settings() else {
+        return Response::allow(request);
+    };
+    let mut problems = Vec::new();
+    let hint = "without it the defaults hold: edit it instead";
+    if now.trust_domain != MeshSettings::default().trust_domain {
+        let found = quote(now.trust_domain.as_str());
+        problems.push(Problem::new("spec.trustDomain", "the default, which a deletion brings back", found).hint(hint));
+    }
+    if !now.adopted_meshes.is_empty() {
+        let expected = "none: the namespaces of these meshes would be out of the mesh, and their pods without a proxy";
+        let found = quote(&now.adopted_meshes.join(", "));
+        problems.push(Problem::new("spec.adoptedMeshes", expected, found).hint(hint));
+    }
+    if request.name != MESH_CONFIG_NAME || problems.is_empty() {
+        return Response::allow(request);
+    }
+    Response::deny(request, &in_words(&format!("MeshConfig {MESH_CONFIG_NAME}"), &problems))
 }
 
 /// The control plane's part of an object; nobody else's to judge.

@@ -129,6 +129,34 @@ async fn the_trust_domain_of_a_mesh_does_not_change_under_its_pods() {
 }
 
 #[tokio::test]
+async fn a_mesh_config_is_not_deleted_where_its_defaults_would_take_namespaces_or_identities_away() {
+    let injector = Injector::start().await;
+    let config = |spec: Value| json!({"apiVersion": "byrnie.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "default"}, "spec": spec});
+    let deletion = |spec: Value| {
+        let mut review = review("MeshConfig", "", &Value::Null);
+        review["request"]["operation"] = json!("DELETE");
+        review["request"]["name"] = json!("default");
+        review["request"]["oldObject"] = config(spec);
+        review
+    };
+    let plain = json!({"svidTtl": "2h"});
+    injector.mesh.set_mesh_config(Some(config(plain.clone())));
+    let answer = injector.post("/validate", &deletion(plain)).await.json();
+    assert_eq!(answer["response"]["allowed"], true, "{answer}");
+    let adopting = json!({"adoptedMeshes": ["osm"]});
+    injector.mesh.set_mesh_config(Some(config(adopting.clone())));
+    let answer = injector.post("/validate", &deletion(adopting)).await.json();
+    assert!(message(&answer).contains("spec.adoptedMeshes") && message(&answer).contains("`osm`"), "{answer}");
+    injector.end().await;
+    let named = Injector::start_knowing_nothing().await;
+    let other = json!({"trustDomain": "other.example"});
+    named.mesh.set_mesh_config(Some(config(other.clone())));
+    let answer = named.post("/validate", &deletion(other)).await.json();
+    assert!(message(&answer).contains("spec.trustDomain"), "{answer}");
+    named.end().await;
+}
+
+#[tokio::test]
 async fn objects_of_ours_are_read_as_deeply_as_by_the_control_plane() {
     let injector = Injector::start().await;
     let policy = |mode: &str| {

@@ -189,7 +189,11 @@ fn injecting(name: &str, enrolled: Vec<LabelSelectorRequirement>) -> MutatingWeb
 
 /// Our own objects: what the schema can't say is checked before it is stored.
 fn objects() -> ValidatingWebhook {
-    let rules = vec![rule(byrnie_api::GROUP, "*", &["CREATE", "UPDATE"], &["*"], "*")];
+    let rules = vec![
+        rule(byrnie_api::GROUP, "*", &["CREATE", "UPDATE"], &["*"], "*"),
+        // Without it the defaults hold.
+        rule(byrnie_api::GROUP, "*", &["DELETE"], &["meshconfigs"], "*"),
+    ];
     ValidatingWebhook { rules: Some(rules), ..validating("objects.byrnie.dev") }
 }
 
