@@ -33,7 +33,7 @@ namespace_remove_unmeshes() {
   eventually 5 no_trust_bundle_in shop
 }
 
-no_proxy_in() { ! kubectl -n "$1" get pods -o 'jsonpath={.items[*].spec.initContainers[*].name}' | grep -q byrnie-proxy; }
+no_proxy_in() { ! kubectl -n "$1" get pods -o 'jsonpath={.items[*].spec.initContainers[*].name}' | grep byrnie-proxy > /dev/null; }
 no_trust_bundle_in() { ! kubectl -n "$1" get configmap byrnie-trust-bundle &> /dev/null; }
 
 uninstall_leaves_nothing() {
