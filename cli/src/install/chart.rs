@@ -83,8 +83,13 @@ fn placeholders() -> Values {
     }
 }
 
+/// A log filter may have what YAML reads as its own (`[span{field="a: b"}]=debug`); the other values can't.
+const LOG: &str = "--log={{ $.Values.log }}";
+const QUOTED_LOG: &str = "{{ printf \"--log=%s\" $.Values.log | quote }}";
+
 fn substituted(text: &str) -> String {
-    text.replace(&CONTROL_PLANE_REPLICAS.to_string(), "{{ $.Values.controlPlane.replicas }}")
+    text.replace(LOG, QUOTED_LOG)
+        .replace(&CONTROL_PLANE_REPLICAS.to_string(), "{{ $.Values.controlPlane.replicas }}")
         .replace(&INJECTOR_REPLICAS.to_string(), "{{ $.Values.injector.replicas }}")
 }
 

@@ -11,6 +11,7 @@ use byrnie_scenarios::{binaries_are_built, binary_is_built};
 
 mod admission;
 mod bundle;
+mod chart;
 mod churn;
 mod forged;
 mod objects;
@@ -68,6 +69,9 @@ const SENTENCES: &[Scenario] = sentences![
     outage: [
         what_changed_while_nobody_watched_is_seen,
         an_api_server_that_hangs_stops_nothing_that_runs,
+    ],
+    chart: [
+        helm_renders_the_objects_that_install_applies,
     ],
     churn: [
         a_thousand_pods_come_and_go,
