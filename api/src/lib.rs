@@ -40,7 +40,7 @@ pub use mesh_config::{
 };
 pub use mtls_policy::{MtlsMode, MtlsPolicy, MtlsPolicySpec};
 pub use object::{GROUP, Kind, Object, RefusedPolicy, VERSION, is_ours, parse};
-pub use problem::{NOT_SUPPORTED_YET, ParseError, Problem, quote};
+pub use problem::{NOT_SUPPORTED_YET, ParseError, Problem, quote, with_causes};
 pub use schema::crds;
 pub use selector::Selector;
 pub use sidecar::{ImageReference, LogLevel, Quantity, ResourceSettings, Resources, SidecarSettings, TerminationDelay};

@@ -90,6 +90,21 @@ pub(crate) fn describe(value: &Value) -> String {
     }
 }
 
+/// An error and what is behind it: the outer ones of an HTTP client say nothing by themselves.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut inner = error.source();
+    while let Some(error) = inner {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        inner = error.source();
+    }
+    text
+}
+
 /// A text that someone else wrote, in quotes, without control characters and of bounded length.
 pub fn quote(text: &str) -> String {
     const MOST: usize = 80;

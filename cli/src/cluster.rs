@@ -12,6 +12,7 @@ pub mod workload;
 use std::future::Future;
 use std::time::Duration;
 
+use byrnie_api::with_causes;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -53,7 +54,7 @@ impl Cluster {
         let failed = |error: &dyn std::error::Error| {
             Failure::new(Exit::Unreachable, "no cluster is configured")
                 .expected("a kubeconfig by --kubeconfig, KUBECONFIG or ~/.kube/config, or a ServiceAccount in a pod")
-                .found(chain(error))
+                .found(with_causes(error))
                 .next("kubectl config get-contexts   (or --kubeconfig PATH --context NAME)")
         };
         let options = KubeConfigOptions { context: mesh.context.clone(), ..KubeConfigOptions::default() };
@@ -144,7 +145,7 @@ impl Cluster {
 
     fn failure(&self, what: &str, error: &kube::Error) -> Failure {
         let kube::Error::Api(status) = error else {
-            return self.unreachable(what, &chain(error));
+            return self.unreachable(what, &with_causes(error));
         };
         let said = printable(&status.message);
         let failure = Failure::new(Exit::Refused, format!("cannot {what}")).found(format!("{}: {said}", status.code));
@@ -187,21 +188,6 @@ pub fn printable(text: &str) -> String {
         short.push('…');
     }
     short
-}
-
-/// An error and what is behind it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut inner = error.source();
-    while let Some(error) = inner {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        inner = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::{future::Future, time::Duration};
 
 use aws_lc_rs::rand;
+use byrnie_api::with_causes;
 use kube::{Client, Config};
 
 use crate::{limits, proxies::cut, source};
@@ -49,7 +50,7 @@ impl ApiError {
 /// Neither is there, or what is there makes no client.
 pub(crate) async fn connect() -> Result<Cluster, String> {
     let failed = |error: &dyn std::error::Error| {
-        let reason = chain(error);
+        let reason = with_causes(error);
         format!("--source kubernetes: {reason}; run inside of a cluster, or name a kubeconfig by KUBECONFIG")
     };
     let config = Config::infer().await.map_err(|error| failed(&error))?;
@@ -119,7 +120,7 @@ fn replica_name() -> Result<String, String> {
 /// What the API server said is bounded here: it ends in logs and in answers.
 fn words(error: &kube::Error) -> String {
     let kube::Error::Api(status) = error else {
-        return cut(format!("the API server can't be asked: {}", chain(error)));
+        return cut(format!("the API server can't be asked: {}", with_causes(error)));
     };
     let said = cut(status.message.clone());
     match status.code {
@@ -129,21 +130,6 @@ fn words(error: &kube::Error) -> String {
         }
         code => format!("{said} ({code})"),
     }
-}
-
-/// An error and what is behind it: the outer ones of an HTTP client say nothing by themselves.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut inner = error.source();
-    while let Some(error) = inner {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        inner = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
