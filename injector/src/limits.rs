@@ -39,5 +39,7 @@ pub const WARNING_CHARACTERS: usize = 256;
 pub const WARNINGS: usize = 16;
 /// Seconds for which a `postStart` hook may take; Kubernetes bounds it by nothing.
 pub const POST_START_SECONDS: u32 = 300;
+/// Kubernetes' own grace period, in seconds, of a pod that names none.
+pub const GRACE_SECONDS: u32 = 30;
 /// Seconds for which a proxy carries open connections on after SIGTERM, where the pod's grace period is not shorter.
 pub const DRAIN_SECONDS: i64 = 30;

@@ -94,8 +94,7 @@ impl Parts<'_> {
     }
 
     fn proxy_arguments(&self) -> Vec<String> {
-        let grace = self.spec.termination_grace_period_seconds.unwrap_or(limits::DRAIN_SECONDS);
-        let drain = grace.clamp(1, limits::DRAIN_SECONDS);
+        let drain = grace_seconds(self.spec).clamp(1, limits::DRAIN_SECONDS);
         let pairs = [
             ("--control-plane", control_plane()),
             ("--trust-domain", self.settings.trust_domain.to_string()),
@@ -148,8 +147,7 @@ impl Parts<'_> {
 /// A pod that is to end faster than that is left alone.
 pub(super) fn delay_termination(spec: &mut PodSpec, delay: TerminationDelay) {
     let seconds = i64::from(delay.seconds());
-    let grace = spec.termination_grace_period_seconds.unwrap_or(limits::DRAIN_SECONDS);
-    if seconds == 0 || grace <= seconds {
+    if seconds == 0 || grace_seconds(spec) <= seconds {
         return;
     }
     for container in &mut spec.containers {
@@ -159,6 +157,11 @@ pub(super) fn delay_termination(spec: &mut PodSpec, delay: TerminationDelay) {
             ..LifecycleHandler::default()
         });
     }
+}
+
+/// How long the pod's containers may take to end.
+pub(super) fn grace_seconds(spec: &PodSpec) -> i64 {
+    spec.termination_grace_period_seconds.unwrap_or(limits::GRACE_SECONDS.into())
 }
 
 /// Puts our volumes in their places, or at the end.

@@ -26,7 +26,7 @@ pub(super) fn rewrite(spec: &mut PodSpec, was: &Ours, nonce: Nonce, problems: &m
         named: named_ports(spec),
         before,
         after: Probes { nonce, probes: BTreeMap::new() },
-        grace: spec.termination_grace_period_seconds.and_then(|grace| u32::try_from(grace).ok()).unwrap_or(30).max(1),
+        grace: u32::try_from(containers::grace_seconds(spec)).unwrap_or(limits::GRACE_SECONDS).max(1),
         problems,
     };
     let sidecars = spec.init_containers.iter_mut().flatten().enumerate();
