@@ -65,16 +65,15 @@ impl Model {
         }
         // Of these, addresses without such a port are whatever they are otherwise.
         let on_node = known.nodes.contains(&address);
-        if let Some((pod, port)) =
-            known.host_ports.get(&dialled).filter(|_| on_node && !known.external.contains_key(&dialled))
-        {
+        let by_external = known.external.get(&dialled);
+        if let Some((pod, port)) = known.host_ports.get(&dialled).filter(|_| on_node && by_external.is_none()) {
             return pod.same_family(address).map_or_else(
                 || Resolved::nothing(DestinationKind::UnknownInternal),
                 |own| self.resolve_pod(pod, SocketAddr::new(own, *port)),
             );
         }
         let by_node = known.node_ports.get(&dialled.port()).filter(|_| on_node);
-        if let Some(Port { service, number }) = known.external.get(&dialled).or(by_node)
+        if let Some(Port { service, number }) = by_external.or(by_node)
             && let Some(port) = service.port(*number)
         {
             // A policy for cluster-internal traffic is one for the cluster IP (KEP-2086).

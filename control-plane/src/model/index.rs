@@ -90,10 +90,11 @@ impl Builder<'_> {
         let objects = self.objects;
         let node_ports = self.services.values().flat_map(|service| &service.ports).filter_map(|port| port.node_port);
         let node_ports: HashSet<u16> = node_ports.collect();
-        let of = |service: &ServiceFacts| {
-            [&service.cluster_ips, &service.balanced_ips, &service.external_ips].map(Clone::clone).concat()
-        };
-        let services: HashSet<IpAddr> = self.services.values().flat_map(of).collect();
+        let services = self
+            .services
+            .values()
+            .flat_map(|service| service.cluster_ips.iter().chain(&service.balanced_ips).chain(&service.external_ips));
+        let services: HashSet<IpAddr> = services.copied().collect();
         let settings = self.settings.clone();
         for (key, stored) in &objects.items {
             let Object::EndpointSlice(slice) = &*stored.object else {
