@@ -6,9 +6,9 @@ use byrnie_api::labels::{CONTROL_PLANE, CONTROL_PLANE_PORT, INJECTOR, INJECTOR_S
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction,
-    ObjectFieldSelector, PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-    SeccompProfile, SecretVolumeSource, SecurityContext, Service, ServicePort, ServiceSpec, TopologySpreadConstraint,
-    Volume, VolumeMount, WeightedPodAffinityTerm,
+    Lifecycle, LifecycleHandler, ObjectFieldSelector, PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec,
+    PodTemplateSpec, Probe, SeccompProfile, SecretVolumeSource, SecurityContext, Service, ServicePort, ServiceSpec,
+    SleepAction, TopologySpreadConstraint, Volume, VolumeMount, WeightedPodAffinityTerm,
 };
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -23,6 +23,9 @@ const CONTROL_PLANE_COMPONENT: &str = "control-plane";
 const INJECTOR_COMPONENT: &str = "injector";
 const CONTROL_PLANE_STATE: &str = "/var/lib/byrnie";
 const CERTIFICATE_DIR: &str = "/var/run/secrets/byrnie-injector";
+/// From a pod's deletion until no node sends to it any more: EndpointSlices follow within half a second, kube-proxy within
+/// a second (`minSyncPeriod`), and both are busier in a large cluster.
+const FORGOTTEN_SECONDS: i64 = 5;
 
 /// One of the two, in what they differ.
 struct Workload {
@@ -143,6 +146,15 @@ fn container(values: &Values, name: &str, ports: &[(&str, i32)], mount: VolumeMo
         startup_probe: Some(probe("/healthz/live", 1, 60)),
         readiness_probe: Some(probe("/healthz/ready", 5, 2)),
         liveness_probe: Some(probe("/healthz/live", 10, 6)),
+        // Whoever still has this pod's address from before its end is served meanwhile: measured, an API server that
+        // connected in that second waited for the webhook until its time was over.
+        lifecycle: Some(Lifecycle {
+            pre_stop: Some(LifecycleHandler {
+                sleep: Some(SleepAction { seconds: FORGOTTEN_SECONDS }),
+                ..LifecycleHandler::default()
+            }),
+            ..Lifecycle::default()
+        }),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
