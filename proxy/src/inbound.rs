@@ -21,6 +21,7 @@ use local::is_own_address;
 
 use crate::limits::{ACCEPT_BACKOFF, BUFFER_MIN, CLIENT_HELLO, TLS_HANDSHAKE};
 use crate::model::OwnPod;
+use crate::room::{Place, Room};
 use crate::shared::Shared;
 use crate::sockets;
 use crate::streams::Arrived;
@@ -33,15 +34,15 @@ use crate::tunnel::server;
 pub async fn serve(shared: Arc<Shared>, _worker: Arc<Worker>, listener: TcpListener) {
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener) => accepted,
+            accepted = accept(&listener, &shared.room) => accepted,
             // The kernel resets what waits in the queue: nothing of it was read, so its clients go elsewhere.
             () = shared.drain.closing() => return,
         };
         match accepted {
-            Some((stream, source)) => {
+            Some((stream, source, place)) => {
                 let (arrived, shared) = (Arrived::of(&shared), shared.clone());
                 tokio::spawn(async move {
-                    let _arrived = arrived;
+                    let (_arrived, _place) = (arrived, place);
                     handle(shared, stream, source).await;
                 });
             }
@@ -50,12 +51,13 @@ pub async fn serve(shared: Arc<Shared>, _worker: Arc<Worker>, listener: TcpListe
     }
 }
 
-/// The next connection; `None` where the process is out of something and has to wait.
-pub(crate) async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+/// The next connection that there is room for; `None` where the process is out of something and has to wait.
+pub(crate) async fn accept(listener: &TcpListener, room: &Room) -> Option<(TcpStream, SocketAddr, Place)> {
+    let place = room.place().await;
     match listener.accept().await {
         Ok((stream, source)) => {
             sockets::tune(&stream);
-            Some((stream, SocketAddr::new(source.ip().to_canonical(), source.port())))
+            Some((stream, SocketAddr::new(source.ip().to_canonical(), source.port()), place))
         }
         // The client gave up while it waited: the next one is there already, or will be.
         Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => None,
@@ -122,7 +124,7 @@ impl Inbound {
 
     /// Nothing but TLS gets further than its first byte.
     async fn strict(self, own: &OwnPod) {
-        let gate = self.shared.streams.handshakes.enter(self.source.ip());
+        let gate = self.shared.room.gate().enter(self.source.ip());
         let (mut reader, mut read) = (ClientHelloReader::default(), Vec::new());
         let first = tokio::select! {
             first = first_bytes(&self.stream, &mut reader, &mut read, self.until) => first,
@@ -158,7 +160,7 @@ impl Inbound {
         };
         drop(gate);
         match accepted {
-            Ok(tunnel) => match shared.streams.handshakes.admit_peer(tunnel.peer().id()) {
+            Ok(tunnel) => match shared.room.gate().admit_peer(tunnel.peer().id()) {
                 Some(_held) => server::serve(&shared, tunnel, source, dialled).await,
                 None => {
                     let mut connection = record(&shared, source, dialled);

@@ -54,6 +54,13 @@ pub const UNREACHABLE: Duration = Duration::from_secs(30);
 /// pod.
 pub const UNREACHABLE_LOOK: Duration = Duration::from_secs(10);
 
+/// Open files that the proxy keeps for itself: listeners, log, control plane, 32 probes, and what asks for metrics and
+/// health.
+pub const FILES_OF_PROXY: usize = 96;
+
+/// Open files of a worker: its listeners and its runtime.
+pub const FILES_OF_WORKER: usize = 8;
+
 /// After `GOAWAY` and the last stream, how long the server waits for the client's close_notify.
 pub const CLOSE_NOTIFY: Duration = Duration::from_secs(5);
 

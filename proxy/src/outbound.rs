@@ -24,12 +24,16 @@ use crate::tunnel::pool::Worker;
 pub async fn serve(shared: Arc<Shared>, worker: Arc<Worker>, listener: TcpListener) {
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener) => accepted,
+            accepted = accept(&listener, &shared.room) => accepted,
             () = shared.drain.closing() => return,
         };
         match accepted {
-            Some((stream, source)) => {
-                tokio::spawn(handle(shared.clone(), worker.clone(), stream, source));
+            Some((stream, source, place)) => {
+                let (shared, worker) = (shared.clone(), worker.clone());
+                tokio::spawn(async move {
+                    let _place = place;
+                    handle(shared, worker, stream, source).await;
+                });
             }
             None => tokio::time::sleep(ACCEPT_BACKOFF).await,
         }

@@ -24,6 +24,7 @@ use crate::config::{AccessLog, Config, ConfigErrors, Options};
 use crate::control::{self, Control};
 use crate::discovery::{self, Discovery};
 use crate::readiness::{self, Readiness};
+use crate::room::Room;
 use crate::shared::{Drain, Shared};
 use crate::streams::{self, Streams};
 use crate::telemetry::{Telemetry, logging};
@@ -73,6 +74,9 @@ pub enum Problem {
         /// Who runs.
         found: u32,
     },
+    /// The process may not open enough files.
+    #[error("{0}")]
+    Files(String),
     /// A listener can't be opened.
     #[error(transparent)]
     Listen(#[from] listeners::ListenError),
@@ -83,7 +87,11 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::Start(problems) if problems.iter().any(|problem| !matches!(problem, Problem::Listen(_))) => 2,
+            Self::Start(problems)
+                if problems.iter().any(|problem| !matches!(problem, Problem::Listen(_) | Problem::Files(_))) =>
+            {
+                2
+            }
             Self::Start(_) | Self::System(_) => 1,
         }
     }
@@ -96,6 +104,8 @@ impl RunError {
 pub fn run(options: Options) -> Result<(), RunError> {
     let config = Config::try_from(options)?;
     let clock = Clock::system();
+    let room =
+        Room::of_process(config.workers.get()).map_err(|problem| RunError::Start(vec![Problem::Files(problem)]))?;
     let (parts, log_level, listeners) = open(&config, &clock)?;
     let (certificates, telemetry) = parts;
     let control = Control::new();
@@ -108,6 +118,7 @@ pub fn run(options: Options) -> Result<(), RunError> {
         discovery,
         telemetry,
         readiness: Readiness::new(),
+        room,
         streams: Streams::new(),
         drain: Drain::new(),
     });

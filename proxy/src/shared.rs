@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::discovery::Discovery;
 use crate::readiness::Readiness;
+use crate::room::Room;
 use crate::streams::Streams;
 use crate::telemetry::Telemetry;
 
@@ -28,6 +29,8 @@ pub struct Shared {
     pub telemetry: Telemetry,
     /// Whether capture is proved and the proxy may be called ready.
     pub readiness: Readiness,
+    /// How much this process has room for.
+    pub room: Room,
     /// The open application connections.
     pub streams: Streams,
     /// Whether the proxy is going away.

@@ -14,7 +14,6 @@ use byrnie_proto::tunnel::v1::ResetCode;
 use byrnie_redirect::Leg;
 use tokio::sync::watch;
 
-use crate::inbound::Gate;
 use crate::limits::{HALF_CLOSED, SETTLE, SWEEP};
 use crate::model::{Destination, DestinationKind, Endpoint, Meshed};
 use crate::shared::Shared;
@@ -144,8 +143,6 @@ pub struct Streams {
     next: AtomicU64,
     sweep: AtomicU64,
     streams: Mutex<HashMap<u64, Arc<Stream>>>,
-    /// Bounds on what is no stream yet.
-    pub(crate) handshakes: Gate,
     /// Connections that have reached the pod and not ended: streams, and what is none yet or none any more.
     arrived: AtomicU64,
     /// The TCP connections whose peers were found to be gone at the last look.

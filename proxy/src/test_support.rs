@@ -21,6 +21,7 @@ use crate::control::Control;
 use crate::discovery::Discovery;
 use crate::model::{Networks, OwnPod};
 use crate::readiness::Readiness;
+use crate::room::Room;
 use crate::shared::{Drain, Shared};
 use crate::streams::Streams;
 use crate::telemetry::Telemetry;
@@ -83,6 +84,7 @@ impl TestMesh {
             discovery,
             telemetry,
             readiness: Readiness::new(),
+            room: Room::default(),
             streams: Streams::new(),
             drain: Drain::new(),
         })

@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use byrnie_identity::SpiffeId;
 use tokio::sync::Notify;
 
-use crate::limits::{HANDSHAKES, HANDSHAKES_PER_SOURCE, INBOUND_PER_PEER};
+use crate::room::Bounds;
 
-/// The bounds of one process.
-#[derive(Clone, Default)]
-pub(crate) struct Gate(Arc<Mutex<Counts>>);
+/// The bounds of one process, and what is within them.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    bounds: Bounds,
+    counts: Arc<Mutex<Counts>>,
+}
 
 #[derive(Default)]
 struct Counts {
@@ -35,15 +38,20 @@ pub(crate) struct Held {
 }
 
 impl Gate {
+    /// A gate that nobody is in.
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Self { bounds, counts: Arc::default() }
+    }
+
     /// Counts a handshake of `source`. Over a bound, the oldest handshake of this source, or of the one that has the
     /// most, is told to end.
     pub(crate) fn enter(&self, source: IpAddr) -> Entered {
         let evicted = Arc::new(Notify::new());
         let mut counts = self.lock();
         let own = counts.sources.get(&source).map_or(0, VecDeque::len);
-        if own >= HANDSHAKES_PER_SOURCE {
+        if own >= self.bounds.handshakes_per_source {
             counts.evict(source);
-        } else if counts.total >= HANDSHAKES
+        } else if counts.total >= self.bounds.handshakes
             && let Some(heaviest) = counts.heaviest()
         {
             counts.evict(heaviest);
@@ -57,7 +65,7 @@ impl Gate {
     pub(crate) fn admit_peer(&self, peer: &SpiffeId) -> Option<Held> {
         let mut counts = self.lock();
         let count = counts.peers.entry(peer.clone()).or_default();
-        if *count >= INBOUND_PER_PEER {
+        if *count >= self.bounds.tunnels_per_peer {
             return None;
         }
         *count += 1;
@@ -65,7 +73,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -121,6 +129,8 @@ impl Drop for Held {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
+    use crate::limits::{HANDSHAKES, HANDSHAKES_PER_SOURCE, INBOUND_PER_PEER};
+    use crate::room::Room;
     use std::time::Duration;
 
     async fn is_evicted(entered: &Entered) -> bool {
@@ -129,7 +139,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_source_over_its_bound_loses_its_own_oldest_handshake() {
-        let gate = Gate::default();
+        let gate = Gate::new(Room::default().bounds());
         let flood: Vec<Entered> = (0..=HANDSHAKES_PER_SOURCE).map(|_| gate.enter([10, 0, 0, 1].into())).collect();
         let other = gate.enter([10, 0, 0, 2].into());
         assert!(is_evicted(&flood[0]).await);
@@ -139,7 +149,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn when_all_is_full_the_heaviest_source_makes_room() {
-        let gate = Gate::default();
+        let gate = Gate::new(Room::default().bounds());
         let quiet = gate.enter([10, 0, 1, 1].into());
         let flood: Vec<Entered> = (0..5u8)
             .flat_map(|source| std::iter::repeat_n(source, HANDSHAKES_PER_SOURCE - 1))
@@ -159,7 +169,7 @@ mod tests {
 
     #[test]
     fn one_peer_can_not_take_every_tunnel() {
-        let gate = Gate::default();
+        let gate = Gate::new(Room::default().bounds());
         let peer: SpiffeId = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();
         let held: Vec<Held> = (0..INBOUND_PER_PEER).map(|_| gate.admit_peer(&peer).unwrap()).collect();
         assert!(gate.admit_peer(&peer).is_none());

@@ -23,7 +23,7 @@ impl Inbound {
         if self.source_is_meshed().await {
             return self.strict(own).await;
         }
-        let gate = self.shared.streams.handshakes.enter(self.source.ip());
+        let gate = self.shared.room.gate().enter(self.source.ip());
         let server_first = own.ports.get(&self.dialled.0.port()) == Some(&AppProtocol::ServerFirst);
         let patience = if server_first { Duration::ZERO } else { PERMISSIVE_SILENCE };
         let (mut reader, mut read) = (ClientHelloReader::default(), Vec::new());

@@ -12,7 +12,7 @@ use byrnie_identity::SpiffeId;
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::balance::Loads;
-use crate::limits::{IDLE_PER_DESTINATION, IDLE_TOTAL, IDLE_TUNNEL, TUNNEL_AGE};
+use crate::limits::{IDLE_PER_DESTINATION, IDLE_TUNNEL, TUNNEL_AGE};
 use crate::shared::Shared;
 use crate::tunnel::{Heard, Tunnel, TunnelError};
 
@@ -113,7 +113,7 @@ impl Pool {
     /// Keeps a tunnel whose stream has ended cleanly, if there is room; else it is closed.
     pub(crate) fn put(worker: &Arc<Worker>, shared: &Arc<Shared>, key: Key, tunnel: Box<Tunnel>) {
         let pool = &worker.pool;
-        let full = pool.count.load(Ordering::Relaxed) >= IDLE_TOTAL
+        let full = pool.count.load(Ordering::Relaxed) >= shared.room.bounds().idle_tunnels
             || lock(&pool.idle).get(&key).is_some_and(|kept| kept.len() >= IDLE_PER_DESTINATION);
         let current = shared.certificates.current().is_some_and(|own| own.number == key.generation);
         if full || !current || !tunnel.session.reusable() {

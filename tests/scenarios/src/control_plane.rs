@@ -12,6 +12,7 @@ use byrnie_proto::mesh::v1::{
     CreateTokenRequest, CreateTokenResponse, ObserveRequest, ObserveResponse, RevokeTokenRequest,
 };
 use hyper_util::rt::TokioIo;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -32,6 +33,8 @@ pub(crate) const PORT: u16 = 15128;
 pub struct ControlPlaneOptions {
     /// Life of the SVIDs, below what a user may configure.
     pub svid_ttl: Option<Duration>,
+    /// Size of the disk that its state is on, where it has one of its own.
+    pub state_bytes: Option<u64>,
     /// More arguments.
     pub extra: Vec<String>,
 }
@@ -56,6 +59,11 @@ impl ControlPlane {
         options: ControlPlaneOptions,
     ) -> Self {
         std::fs::create_dir_all(directory.join("state")).expect("a directory for the control plane");
+        if let Some(bytes) = options.state_bytes {
+            let size = format!("size={bytes}");
+            let state = directory.join("state");
+            mount(Some("tmpfs"), &state, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).expect("a small disk");
+        }
         give_to(&directory, privileges, UID);
         give_to(&directory.join("state"), privileges, UID);
         let log = Log::at(directory.join("control-plane.log"));
@@ -203,6 +211,14 @@ impl ControlPlane {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Process>> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        if self.options.state_bytes.is_some() {
+            let _ = umount2(&self.state(), MntFlags::MNT_DETACH);
+        }
     }
 }
 

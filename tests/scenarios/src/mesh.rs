@@ -41,6 +41,13 @@ impl MeshBuilder<'_> {
         self
     }
 
+    /// The control plane's state on a disk of its own of so many bytes.
+    #[must_use]
+    pub fn state_of(mut self, bytes: u64) -> Self {
+        self.control_plane.state_bytes = Some(bytes);
+        self
+    }
+
     /// Makes the lab and starts the control plane.
     pub async fn start(self) -> Mesh {
         Mesh::start_with(self).await

@@ -75,6 +75,13 @@ impl PodBuilder<'_> {
         self
     }
 
+    /// The limit of open files of its proxy.
+    #[must_use]
+    pub fn files(mut self, files: u32) -> Self {
+        self.proxy.files = Some(files);
+        self
+    }
+
     /// Threads of its proxy.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
@@ -273,6 +280,17 @@ impl Pod {
         let ours = lines.filter(|line| line.split(['{', ' ']).next() == Some(name));
         let chosen = ours.filter(|line| labels.iter().all(|label| line.contains(label)));
         chosen.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Memory that the proxy holds now (`VmRSS`), in KiB.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn memory(&self) -> u64 {
+        let id = self.proxy().id().expect("a running proxy");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("the status of a process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
     }
 
     /// Asks the proxy for a new certificate and waits until it has one.

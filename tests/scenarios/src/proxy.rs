@@ -23,13 +23,15 @@ pub struct ProxyOptions {
     pub workers: usize,
     /// How long open connections may go on after SIGTERM.
     pub drain_timeout: Duration,
+    /// Its limit of open files, where it is not the system's.
+    pub files: Option<u32>,
     /// More arguments.
     pub extra: Vec<String>,
 }
 
 impl Default for ProxyOptions {
     fn default() -> Self {
-        Self { workers: 1, drain_timeout: Duration::from_secs(20), extra: Vec::new() }
+        Self { workers: 1, drain_timeout: Duration::from_secs(20), files: None, extra: Vec::new() }
     }
 }
 
@@ -80,8 +82,14 @@ impl Proxy {
 
     pub(crate) fn start(&self, host: &Host) {
         let directory = &self.directory;
-        let command = host
-            .command(binary("byrnie-proxy"))
+        let command = match self.options.files {
+            None => host.command(binary("byrnie-proxy")),
+            Some(files) => host
+                .command("sh")
+                .args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")])
+                .arg(binary("byrnie-proxy")),
+        };
+        let command = command
             .user(RunAs::Proxy)
             .env_remove("RUST_BACKTRACE")
             .args(["--control-plane", &self.site.control_plane])
@@ -116,6 +124,11 @@ impl Proxy {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Its ID here, where it runs.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.lock().as_ref().map(Process::id)
     }
 
     pub(crate) fn is_running(&self) -> bool {

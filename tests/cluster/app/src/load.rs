@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,7 +40,7 @@ struct Tally {
     answers: BTreeMap<String, u64>,
 }
 
-/// Prints `N good, M failed`, then each kind of failure, then who answered how often; succeeds when all were good.
+/// Prints each failure with the Unix time in ms at which its request began, then `N good, M failed`, each kind of failure, then who answered how often; succeeds when all were good.
 pub(crate) async fn run(options: &Options) -> ExitCode {
     let tally = Rc::new(RefCell::new(Tally::default()));
     let local = LocalSet::new();
@@ -65,14 +65,14 @@ pub(crate) async fn run(options: &Options) -> ExitCode {
 }
 
 async fn send(to: String, rate: u32, seconds: u64, until: Option<std::path::PathBuf>, tally: Rc<RefCell<Tally>>) {
-    let (begun, end) = (Instant::now(), Instant::now() + Duration::from_secs(seconds));
+    let end = Instant::now() + Duration::from_secs(seconds);
     let mut ticks = interval(Duration::from_secs(1) / rate.max(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while Instant::now() < end && !until.as_ref().is_some_and(|file| file.exists()) {
         ticks.tick().await;
         let (to, tally) = (to.clone(), Rc::clone(&tally));
         tokio::task::spawn_local(async move {
-            let at = begun.elapsed();
+            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
             let answer = match timeout(PATIENCE, ask(&to)).await {
                 Ok(answer) => answer,
                 Err(_) => Err(format!("no answer within {PATIENCE:?}")),
@@ -84,7 +84,7 @@ async fn send(to: String, rate: u32, seconds: u64, until: Option<std::path::Path
                     *tally.answers.entry(who).or_default() += 1;
                 }
                 Err(why) => {
-                    println!("at {:.2} s: {why}", at.as_secs_f64());
+                    println!("at {at} ms: {why}");
                     *tally.bad.entry(why).or_default() += 1;
                 }
             }

@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 use byrnie_netlab::harness::{self, Scenario, Settings};
 use byrnie_scenarios::{Leftovers, binaries_are_built, run, seed};
 
+mod abuse;
 mod capture;
+mod faults;
 mod identity;
 mod life;
 mod outage;
@@ -98,6 +100,18 @@ const SENTENCES: &[Scenario] = sentences![
         connections_to_a_machine_that_vanished_are_reset_with_what_was_under_way,
         without_its_proxy_a_pods_traffic_is_refused_and_not_passed_by,
         a_port_that_is_taken_and_a_wrong_option_are_said_at_once,
+    ],
+    abuse: [
+        half_open_handshakes_cost_their_sender_and_nobody_else,
+        who_says_a_byte_at_a_time_has_the_time_of_a_handshake_and_no_more,
+        a_proxy_without_file_descriptors_answers_its_own_ports_and_recovers,
+        idle_connections_give_back_what_they_took,
+        readers_that_stop_hold_a_bounded_amount_and_delay_nobody,
+    ],
+    faults: [
+        a_certificate_that_can_not_be_renewed_is_used_until_its_end_which_is_announced,
+        a_disk_that_is_full_stops_new_certificates_and_nothing_else,
+        processes_that_are_killed_at_random_cost_only_what_ran_through_them,
     ],
     outage: [
         without_the_control_plane_what_is_known_goes_on_and_the_unknown_is_refused,

@@ -1,0 +1,166 @@
+//! Floods, silence, and more than there is room for: who sends it pays, and nobody else notices.
+
+use std::time::Duration;
+
+use byrnie_scenarios::{DEADLINE, Mesh, Random, World, apps, ending, eventually, exchange, hear, holds_for, within};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Begins like a ClientHello of 512 bytes.
+const HELLO: [u8; 11] = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
+
+pub(crate) async fn half_open_handshakes_cost_their_sender_and_nobody_else(world: World) {
+    const FLOOD: usize = 5000;
+    let mesh = Mesh::start(&world).await;
+    let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;
+    let probe = mesh.pod("legacy/probe").unmeshed().start().await;
+    let echo = orders.serve(8080, apps::echo);
+    web.call(orders.at(8080)).await.unwrap();
+    let before = orders.memory();
+    let mut flood = Vec::with_capacity(FLOOD);
+    let mut calls = 0;
+    for number in 0..FLOOD {
+        let mut stream = probe.connect(orders.at(8080)).await.unwrap();
+        let _ = stream.write_all(&HELLO).await;
+        flood.push(stream);
+        // A new connection to the application, and a handshake where no tunnel is idle.
+        if number % 250 == 0 {
+            web.call(orders.at(8080)).await.unwrap();
+            calls += 1;
+        }
+    }
+    // 512 of one address at once, of some 6 KiB each.
+    assert!(orders.memory() < before + 16 * 1024, "{} KiB, before the flood {before}", orders.memory());
+    orders.refused("too-many-handshakes").await;
+    // The last of them has as long as any handshake.
+    let ends = async {
+        for stream in &mut flood {
+            ending(stream).await;
+        }
+    };
+    within("the end of every half-open handshake", Duration::from_secs(5), ends).await;
+    assert_eq!(echo.connections(), calls + 1);
+    eventually("all of it is given back", Duration::from_secs(1), async || {
+        (orders.metric("byrnie_open_connections", &[]).await == 0.0).then_some(())
+    })
+    .await;
+}
+
+pub(crate) async fn who_says_a_byte_at_a_time_has_the_time_of_a_handshake_and_no_more(world: World) {
+    let mesh = Mesh::start(&world).await;
+    let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;
+    let probe = mesh.pod("legacy/probe").unmeshed().start().await;
+    let echo = orders.serve(8080, apps::echo);
+    let mut drips = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let mut stream = probe.connect(orders.at(8080)).await.unwrap();
+        drips.spawn(async move {
+            for byte in HELLO.into_iter().chain(std::iter::repeat(7)) {
+                if stream.write_all(&[byte]).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+        });
+    }
+    web.call(orders.at(8080)).await.unwrap();
+    within("the cut", Duration::from_secs(5), drips.join_all()).await;
+    assert_eq!(echo.connections(), 1);
+    orders.refused("silent").await;
+}
+
+pub(crate) async fn a_proxy_without_file_descriptors_answers_its_own_ports_and_recovers(world: World) {
+    let mesh = Mesh::start(&world).await;
+    let web = mesh.pod("shop/web").start().await;
+    let orders = mesh.pod("shop/orders").files(256).start().await;
+    let _echo = orders.serve(8080, apps::echo);
+    let mut served = Vec::new();
+    let mut waiting = Vec::new();
+    for _ in 0..400 {
+        let mut stream = web.connect(orders.at(8080)).await.unwrap();
+        stream.write_all(b"hello").await.unwrap();
+        waiting.push(stream);
+    }
+    for mut stream in waiting.drain(..).collect::<Vec<_>>() {
+        match tokio::time::timeout(Duration::from_millis(100), stream.read_exact(&mut [0; 5])).await {
+            Ok(Ok(_)) => served.push(stream),
+            _ => waiting.push(stream),
+        }
+    }
+    println!("served {} waiting {}", served.len(), waiting.len());
+    for (port, path) in [(15021, "/healthz/ready"), (15010, "/metrics"), (15000, "/status")] {
+        let (code, text) =
+            within("an answer of the proxy", Duration::from_secs(1), orders.get(port, path)).await.unwrap();
+        assert_eq!(code, 200, "{port}{path}: {text}");
+    }
+    for stream in &mut served {
+        assert_eq!(exchange(stream, b"still").await.unwrap(), b"still");
+    }
+    drop((served, waiting));
+    eventually("new connections", DEADLINE / 5, async || web.call(orders.at(8080)).await.ok()).await;
+}
+
+pub(crate) async fn idle_connections_give_back_what_they_took(world: World) {
+    let many = std::env::var("BYRNIE_MANY").map_or(200, |many| many.parse().expect("BYRNIE_MANY: a number"));
+    let mesh = Mesh::start(&world).await;
+    let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;
+    let _echo = orders.serve(8080, apps::echo);
+    let mut after = Vec::new();
+    for round in 0..5 {
+        let mut idle = Vec::with_capacity(many);
+        while idle.len() < many {
+            let mut stream = web.connect(orders.at(8080)).await.unwrap();
+            exchange(&mut stream, b"one word").await.unwrap();
+            idle.push(stream);
+        }
+        let held = [web.memory(), orders.memory()];
+        drop(idle);
+        for pod in [&web, &orders] {
+            eventually("no connection is open", DEADLINE / 5, async || {
+                (pod.metric("byrnie_open_connections", &[]).await == 0.0).then_some(())
+            })
+            .await;
+        }
+        after.push([web.memory(), orders.memory()]);
+        println!("round {round}: {many} idle connections: {held:?} KiB held, {:?} KiB after", after[round]);
+    }
+    // What is kept, for the next time, does not grow from one time to the next.
+    for proxy in 0..2 {
+        let (second, last) = (after[1][proxy], after[4][proxy]);
+        assert!(last <= second + second / 10, "memory that is never given back: {after:?}");
+    }
+}
+
+pub(crate) async fn readers_that_stop_hold_a_bounded_amount_and_delay_nobody(world: World) {
+    const STALLED: u64 = 50;
+    let mesh = Mesh::start(&world).await;
+    let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;
+    let _pour = orders.serve(9000, pour);
+    let _echo = orders.serve(8080, apps::echo);
+    web.call(orders.at(8080)).await.unwrap();
+    let before = [web.memory(), orders.memory()];
+    let mut stalled = Vec::new();
+    for _ in 0..STALLED {
+        let mut stream = web.connect(orders.at(9000)).await.unwrap();
+        assert_eq!(hear(&mut stream, 1000).await.unwrap().len(), 1000);
+        stalled.push(stream);
+    }
+    holds_for("others are served as ever", Duration::from_secs(1), async || web.call(orders.at(8080)).await.is_ok())
+        .await;
+    let with = [web.memory(), orders.memory()];
+    println!("{STALLED} stalled readers of fast writers: {before:?} KiB before, {with:?} KiB with them");
+    // A direction holds at most a buffer of TLS records and one of what was in them, and one of the application's bytes.
+    let bound = STALLED * (256 + 256 + 64);
+    for proxy in 0..2 {
+        assert!(with[proxy] < before[proxy] + bound, "{before:?} KiB, then {with:?} KiB; at most {bound} more");
+    }
+    // Who reads on gets all of it.
+    let mut stream = stalled.pop().unwrap();
+    hear(&mut stream, 8 << 20).await.unwrap();
+}
+
+/// Writes for as long as somebody takes it.
+async fn pour(mut stream: TcpStream) {
+    let bytes = Random::of("pour", 0).bytes(64 * 1024);
+    while stream.write_all(&bytes).await.is_ok() {}
+}
