@@ -29,6 +29,11 @@ pub const WATCH_SETTLED: Duration = Duration::from_secs(10);
 pub const FIRST_LISTING: Duration = Duration::from_secs(60);
 /// How often the log says how far that is.
 pub const LISTING_TOLD: Duration = Duration::from_secs(5);
+/// How often it is asked for a resource that an older API server does not have: it comes by an upgrade of the cluster.
+pub const ABSENT_RESOURCE: Duration = Duration::from_secs(600);
+/// Networks of pods, and of Services, that every proxy is told. Those of a cluster's nodes are adjacent and make one; of
+/// those that are left after that, wider ones are made.
+pub const NETWORKS: usize = 64;
 /// A TCP and TLS connection to the API server.
 pub const API_SERVER_CONNECT: Duration = Duration::from_secs(5);
 /// Longer than a watch may be without a word ([`WATCH_SECONDS`]).

@@ -14,6 +14,7 @@ mod bundle;
 mod chart;
 mod churn;
 mod forged;
+mod networks;
 mod objects;
 mod outage;
 mod permissions;
@@ -55,6 +56,9 @@ const SENTENCES: &[Scenario] = sentences![
         a_valid_object_says_in_its_status_that_it_holds,
         an_object_that_stops_to_hold_says_so_in_its_status_and_an_event,
         a_definition_that_is_missing_is_named_and_taken_up_when_it_comes,
+    ],
+    networks: [
+        the_clusters_networks_are_learnt_and_open_egress_waits_for_them,
     ],
     bundle: [
         nobody_but_the_control_plane_writes_a_namespaces_trust_bundle,
