@@ -19,7 +19,7 @@ pub struct Grant {
     pub everywhere: bool,
     /// The API group; empty for the core.
     pub group: &'static str,
-    /// The resources.
+    /// The resources; where they begin with a slash, paths that are no resources.
     pub resources: &'static [&'static str],
     /// Only objects of these names; empty: all.
     pub names: &'static [&'static str],
@@ -112,6 +112,16 @@ pub const GRANTS: &[Grant] = &[
         names: &[],
         verbs: &["create"],
         why: "asks whose token a proxy shows; a token of another audience tells it nothing",
+    },
+    Grant {
+        account: CONTROL_PLANE,
+        everywhere: true,
+        group: "",
+        resources: &["/.well-known/openid-configuration", "/openid/v1/jwks"],
+        names: &[],
+        verbs: &["get"],
+        why: "the public keys that say whose a token is while the API server is away; Kubernetes grants it to every \
+              ServiceAccount, unless somebody has taken that back",
     },
     Grant {
         account: CONTROL_PLANE,
@@ -287,6 +297,10 @@ fn role(name: &str, account: &str, namespace: &str, rules: Vec<PolicyRule>, valu
 }
 
 fn rule(grant: &Grant) -> PolicyRule {
+    if grant.resources.iter().all(|path| path.starts_with('/')) {
+        let paths = Some(owned(grant.resources));
+        return PolicyRule { non_resource_urls: paths, verbs: owned(grant.verbs), ..PolicyRule::default() };
+    }
     PolicyRule {
         api_groups: Some(vec![grant.group.to_owned()]),
         resources: Some(owned(grant.resources)),

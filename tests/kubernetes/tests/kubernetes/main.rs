@@ -69,6 +69,7 @@ const SENTENCES: &[Scenario] = sentences![
     ],
     replicas: [
         when_the_leader_dies_the_other_writes_on,
+        what_one_replica_issued_another_renews_while_the_api_server_is_away,
     ],
     outage: [
         what_changed_while_nobody_watched_is_seen,
