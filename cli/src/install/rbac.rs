@@ -129,7 +129,7 @@ pub const GRANTS: &[Grant] = &[
         group: "",
         resources: &["configmaps"],
         names: &[BUNDLE_CONFIG_MAP],
-        verbs: &["create", "delete", "list", "patch"],
+        verbs: &["create", "delete", "list", "patch", "watch"],
         why: "the trust bundle in every enrolled namespace; no ConfigMap of another name",
     },
     Grant {
