@@ -109,12 +109,14 @@ pub struct MeshAuthorization {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MeshEgress {
-    /// What holds for a destination that no EgressPolicy names. Default: `Deny`. `Allow` needs `networks.podCIDRs`.
+    /// What holds for a destination that no EgressPolicy names. Default: `Deny`. `Allow` is in force only where the
+    /// networks of all pods are known: by `networks.podCIDRs`, or in Kubernetes by the Nodes' podCIDRs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<Action>,
 }
 
-/// What the inside of the cluster is, for when nobody is there to ask.
+/// What the inside of the cluster is, besides what the control plane learns in Kubernetes from Nodes (`spec.podCIDRs`) and
+/// ServiceCIDRs: both count.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MeshNetworks {
@@ -224,13 +226,6 @@ impl MeshConfigSpec {
             if syntax::label_value(&path, name, &mut problems) && name.is_empty() {
                 problems.push(Problem::new(path, "the name of a mesh, such as `osm`", "an empty text"));
             }
-        }
-        // A pod of which the control plane has not heard yet would count as outside, and be called in plaintext.
-        let allows = self.egress.as_ref().and_then(|egress| egress.default) == Some(Action::Allow);
-        if allows && networks.pod_cidrs.is_empty() {
-            let expected = "the networks of the pods, because spec.egress.default is `Allow`";
-            let problem = Problem::new("spec.networks.podCIDRs", expected, "nothing");
-            problems.push(problem.hint("without them a pod that was just made can't be told from a host outside"));
         }
         if !problems.is_empty() {
             return Err(problems);

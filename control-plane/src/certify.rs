@@ -9,9 +9,9 @@ use zeroize::Zeroizing;
 
 use crate::{
     journal::{Holder, TokenError},
-    kubernetes::{Claims, TokenRefused},
+    kubernetes::{ApiError, Claims, Reviewer, TokenRefused},
     limits,
-    model::PodFacts,
+    model::{Model, PodFacts},
     plane::{IssueFailure, Plane},
     server::Caller,
 };
@@ -103,8 +103,6 @@ impl Plane {
     }
 
     /// The pod that the token is bound to, in Kubernetes. A certificate that was presented besides must be that pod's.
-    /// While the API server can't be asked, a certificate that this replica remembers to have issued is enough, and the
-    /// token counts for nothing.
     pub(crate) async fn bind_by_token(&self, caller: &Caller, token: &str) -> Result<Bound, Refused> {
         let reviewer = self.reviewer.as_ref().ok_or(Refused::NoKubernetes)?;
         if let Some(identity) = &caller.identity {
@@ -116,19 +114,11 @@ impl Plane {
             let pod = reviewer.pod(&model, &claims).await?;
             Ok(Bound { pod, claims: Some(claims) })
         };
-        let bound = match reviewed.await {
-            Err(TokenRefused::Unavailable(error)) => match self.bind(caller.identity.as_ref()) {
-                Ok(bound) => {
-                    tracing::warn!(
-                        pod = bound.pod.place(),
-                        reason = %error,
-                        "the pod is taken for the one that its certificate was issued to: its token can't be checked"
-                    );
-                    bound
-                }
-                Err(_) => return Err(TokenRefused::Unavailable(error).into()),
-            },
-            reviewed => reviewed?,
+        let bound = match (reviewed.await, &caller.identity) {
+            (Err(TokenRefused::Unavailable(error)), Some(identity)) => {
+                self.bind_without_review(reviewer, &model, identity, token, error)?
+            }
+            (reviewed, _) => reviewed?,
         };
         match &caller.identity {
             Some(identity) if *identity.id() != bound.pod.spiffe_id => Err(Refused::WrongServiceAccount {
@@ -142,6 +132,31 @@ impl Plane {
             None if !model.enrolled.contains(&*bound.pod.namespace) => Err(Refused::NotEnrolled(bound.pod.place())),
             None => Ok(bound),
         }
+    }
+
+    /// The pod of a proxy that has a certificate, while the API server can't be asked: that of its token, by the API
+    /// server's keys; where they say nothing of the token, the one that this replica remembers to have issued the
+    /// certificate to.
+    fn bind_without_review(
+        &self,
+        reviewer: &Reviewer,
+        model: &Model,
+        identity: &PeerIdentity,
+        token: &str,
+        error: ApiError,
+    ) -> Result<Bound, Refused> {
+        let (bound, by) = match reviewer.keys().pod(token, model) {
+            Ok((claims, pod)) => {
+                let pod = claims.check(pod)?;
+                (Bound { pod, claims: Some(claims) }, "the API server's keys")
+            }
+            Err(unverified) => match self.bind(Some(identity)) {
+                Ok(bound) => (bound, "the record of its certificate"),
+                Err(_) => return Err(TokenRefused::Unverified(error, unverified).into()),
+            },
+        };
+        tracing::warn!(pod = bound.pod.place(), by, reason = %error, "no TokenReview says which pod this is");
+        Ok(bound)
     }
 
     /// That a presented certificate is valid still, and a proxy's.

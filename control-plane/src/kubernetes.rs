@@ -7,6 +7,7 @@ mod client;
 mod conditions;
 mod events;
 mod ingress;
+mod keys;
 mod leader;
 mod lease;
 mod notices;
@@ -24,7 +25,7 @@ use kube::api::PatchParams;
 
 pub(crate) use self::{
     ca::{CaError, authority},
-    client::{Cluster, connect, patiently},
+    client::{ApiError, Cluster, connect, patiently},
     leader::write,
     token::{Claims, Reviewer, TokenRefused},
 };

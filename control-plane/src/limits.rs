@@ -29,6 +29,11 @@ pub const WATCH_SETTLED: Duration = Duration::from_secs(10);
 pub const FIRST_LISTING: Duration = Duration::from_secs(60);
 /// How often the log says how far that is.
 pub const LISTING_TOLD: Duration = Duration::from_secs(5);
+/// How often it is asked for a resource that an older API server does not have: it comes by an upgrade of the cluster.
+pub const ABSENT_RESOURCE: Duration = Duration::from_secs(600);
+/// Networks of pods, and of Services, that every proxy is told. Those of a cluster's nodes are adjacent and make one; of
+/// those that are left after that, wider ones are made.
+pub const NETWORKS: usize = 64;
 /// A TCP and TLS connection to the API server.
 pub const API_SERVER_CONNECT: Duration = Duration::from_secs(5);
 /// Longer than a watch may be without a word ([`WATCH_SECONDS`]).
@@ -141,6 +146,15 @@ pub const TOKEN_REVIEWS: usize = 64;
 pub const TOKEN_KNOWN: Duration = Duration::from_secs(60);
 /// Results of reviews remembered at once; some 300 bytes each.
 pub const TOKENS_KNOWN: usize = 8192;
+/// How often the API server's keys are read: a new one signs tokens for longer than that before an old one goes.
+pub const KEYS_READ: Duration = Duration::from_secs(300);
+/// Keys that could not be read for this long count no more. Tokens that they have signed last an hour.
+pub const KEYS_HELD: Duration = Duration::from_secs(24 * 3600);
+/// Keys at once; an API server has one, and two while it changes them.
+pub const SIGNING_KEYS: usize = 32;
+/// How far ahead, in seconds, the clock of an API server may be when a token has just been made; its own libraries grant
+/// each other as much.
+pub const TOKEN_EARLY: i64 = 60;
 /// Tokens to check that come from one address in one go. A pod needs one or two; a node may stand before all of its
 /// pods.
 pub const REVIEWS_BURST: u32 = 256;

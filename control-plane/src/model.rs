@@ -5,6 +5,7 @@ mod builder;
 mod choice;
 mod destination;
 mod index;
+mod networks;
 mod pod;
 mod service;
 mod slice;
@@ -24,6 +25,7 @@ use byrnie_proto::mesh::v1::ObjectStatus;
 use self::{builder::Builder, index::Addresses};
 pub use self::{
     destination::{Resolved, ResolvedEndpoint},
+    networks::Networks,
     pod::PodFacts,
     service::{Backend, Member, PortFacts, ServiceFacts, Target},
     status::Condition,
@@ -36,6 +38,8 @@ use crate::source::{MeshedBy, Object, Objects, Stored};
 pub struct Model {
     /// What holds for the whole mesh.
     pub settings: Arc<MeshSettings>,
+    /// What lies inside of the cluster.
+    pub networks: Networks,
     /// By what a pod counts as meshed.
     pub meshed_by: MeshedBy,
     /// What became of the objects of the source; in Kubernetes those of others only where there is something to say.
@@ -76,16 +80,6 @@ impl Model {
     pub fn pods(&self) -> impl Iterator<Item = &Arc<PodFacts>> {
         self.pods.values()
     }
-
-    /// Whether the address is in one of the networks that MeshConfig names.
-    pub fn is_inside(&self, address: IpAddr) -> bool {
-        is_inside(&self.settings, address)
-    }
-}
-
-fn is_inside(settings: &MeshSettings, address: IpAddr) -> bool {
-    let mut networks = settings.service_cidrs.iter().chain(&settings.pod_cidrs);
-    networks.any(|network| network.contains(&address))
 }
 
 /// The settings that the objects name, if they name any.

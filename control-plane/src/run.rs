@@ -108,6 +108,9 @@ impl ControlPlane {
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(publish::run(plane.clone(), source, published));
         tasks.spawn(own.keep(plane.clone()));
+        if let (Some(cluster), Some(reviewer)) = (&cluster, &plane.reviewer) {
+            tasks.spawn(reviewer.keys().clone().keep(cluster.client.clone()));
+        }
         let mut writers = tokio::task::JoinSet::new();
         match &cluster {
             None => drop(tasks.spawn(ingress::keep(plane.clone(), state.join("ingress"), changed))),

@@ -9,8 +9,9 @@ mod watcher;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use k8s_openapi::api::{
-    core::v1::{Namespace, Pod, Service, ServiceAccount},
+    core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use tokio::sync::watch;
 
@@ -98,6 +99,10 @@ pub enum Object {
     Service(Box<Service>),
     /// `v1`
     ServiceAccount(Box<ServiceAccount>),
+    /// `v1`; the API server's only
+    Node(Box<Node>),
+    /// `networking.k8s.io/v1`; the API server's only
+    ServiceCidr(Box<ServiceCIDR>),
     /// `discovery.k8s.io/v1`
     EndpointSlice(Box<EndpointSlice>),
     /// `byrnie.dev/v1alpha1`

@@ -1,6 +1,8 @@
 //! `/validate`: objects of byrnie.dev whose mistakes a schema can't see, and namespaces that may not be enrolled.
 
-use byrnie_api::{GROUP, Kind, MESH_CONFIG_NAME, MeshConfigSpec, MeshSettings, Object, Problem, labels, parse, quote};
+use byrnie_api::{
+    Action, GROUP, Kind, MESH_CONFIG_NAME, MeshConfigSpec, MeshSettings, Object, Problem, labels, parse, quote,
+};
 use serde_json::Value;
 use tracing::info;
 
@@ -61,7 +63,10 @@ fn mesh_config(request: &Request, spec: &MeshConfigSpec, mesh: &Mesh) -> Respons
         return Response::allow(request);
     };
     if wanted.trust_domain == now.trust_domain {
-        return Response::allow(request);
+        // Whether the Nodes name them, only the control plane knows.
+        let opens = spec.egress.as_ref().and_then(|egress| egress.default) == Some(Action::Allow);
+        let unstated = opens && wanted.pod_cidrs.is_empty();
+        return Response::allow(request).warn(unstated.then(|| EGRESS_UNSTATED.to_owned()));
     }
     let found = match &spec.trust_domain {
         Some(named) => quote(named),
@@ -125,3 +130,6 @@ fn namespace(request: &Request) -> Response {
 fn label<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
     object.get("metadata")?.get("labels")?.get(name)?.as_str()
 }
+
+const EGRESS_UNSTATED: &str = "byrnie: spec.egress.default `Allow` without spec.networks.podCIDRs is in force only while \
+    every pod's address is in a Node's podCIDRs; the object's condition Accepted says whether";

@@ -108,6 +108,11 @@ async fn the_trust_domain_of_a_mesh_does_not_change_under_its_pods() {
     let same = config(json!({"trustDomain": before.as_str(), "svidTtl": "2h"}));
     let answer = injector.post("/validate", &review("MeshConfig", "", &same)).await.json();
     assert_eq!(answer["response"]["allowed"], true);
+    assert!(answer["response"].get("warnings").is_none(), "{answer}");
+    let open = config(json!({"egress": {"default": "Allow"}}));
+    let answer = injector.post("/validate", &review("MeshConfig", "", &open)).await.json();
+    let warning = answer["response"]["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("spec.networks.podCIDRs") && warning.ends_with("says whether"), "{warning}");
     let other = config(json!({"trustDomain": "other.example"}));
     let answer = injector.post("/validate", &review("MeshConfig", "", &other)).await.json();
     assert_eq!(answer["response"]["allowed"], false);

@@ -144,15 +144,6 @@ fn a_mesh_config_that_says_nothing_has_the_documented_defaults() {
 }
 
 #[test]
-fn egress_is_opened_only_where_it_is_known_what_is_inside() {
-    let open = json!({"egress": {"default": "Allow"}});
-    assert_eq!(places(&refused(object("MeshConfig", open))), ["spec.networks.podCIDRs"]);
-    let known = json!({"egress": {"default": "Allow"}, "networks": {"podCIDRs": ["10.0.0.0/16"]}});
-    parse(object("MeshConfig", known)).unwrap();
-    parse(object("MeshConfig", json!({"egress": {"default": "Deny"}}))).unwrap();
-}
-
-#[test]
 fn every_ingress_certificate_has_a_secret_of_its_own() {
     let entry = |account: &str| json!({"namespace": "ingress", "serviceAccount": account});
     let spec = json!({"ingressCertificates": [entry("nginx"), entry("traefik")]});

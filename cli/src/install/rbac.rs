@@ -19,7 +19,7 @@ pub struct Grant {
     pub everywhere: bool,
     /// The API group; empty for the core.
     pub group: &'static str,
-    /// The resources.
+    /// The resources; where they begin with a slash, paths that are no resources.
     pub resources: &'static [&'static str],
     /// Only objects of these names; empty: all.
     pub names: &'static [&'static str],
@@ -62,6 +62,24 @@ pub const GRANTS: &[Grant] = &[
     Grant {
         account: CONTROL_PLANE,
         everywhere: true,
+        group: "",
+        resources: &["nodes"],
+        names: &[],
+        verbs: FOLLOW,
+        why: "the nodes' addresses and their pods' networks: what is inside of the cluster",
+    },
+    Grant {
+        account: CONTROL_PLANE,
+        everywhere: true,
+        group: "networking.k8s.io",
+        resources: &["servicecidrs"],
+        names: &[],
+        verbs: FOLLOW,
+        why: "the networks of cluster IPs, where the API server says them (Kubernetes 1.33)",
+    },
+    Grant {
+        account: CONTROL_PLANE,
+        everywhere: true,
         group: "discovery.k8s.io",
         resources: &["endpointslices"],
         names: &[],
@@ -99,9 +117,19 @@ pub const GRANTS: &[Grant] = &[
         account: CONTROL_PLANE,
         everywhere: true,
         group: "",
+        resources: &["/.well-known/openid-configuration", "/openid/v1/jwks"],
+        names: &[],
+        verbs: &["get"],
+        why: "the public keys that say whose a token is while the API server is away; Kubernetes grants it to every \
+              ServiceAccount, unless somebody has taken that back",
+    },
+    Grant {
+        account: CONTROL_PLANE,
+        everywhere: true,
+        group: "",
         resources: &["configmaps"],
         names: &[BUNDLE_CONFIG_MAP],
-        verbs: &["create", "delete", "list", "patch"],
+        verbs: &["create", "delete", "list", "patch", "watch"],
         why: "the trust bundle in every enrolled namespace; no ConfigMap of another name",
     },
     Grant {
@@ -269,6 +297,10 @@ fn role(name: &str, account: &str, namespace: &str, rules: Vec<PolicyRule>, valu
 }
 
 fn rule(grant: &Grant) -> PolicyRule {
+    if grant.resources.iter().all(|path| path.starts_with('/')) {
+        let paths = Some(owned(grant.resources));
+        return PolicyRule { non_resource_urls: paths, verbs: owned(grant.verbs), ..PolicyRule::default() };
+    }
     PolicyRule {
         api_groups: Some(vec![grant.group.to_owned()]),
         resources: Some(owned(grant.resources)),

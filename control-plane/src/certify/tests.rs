@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::kubernetes::{
     Reviewer,
-    testing::{Answer, fake, plane},
+    testing::{Answer, ISSUER, Signer, fake, plane},
 };
 
 fn pod(name: &str, account: &str) -> Value {
@@ -132,4 +132,37 @@ async fn each_kind_of_credential_is_refused_under_the_other_source() {
     let directory = plane(other.path(), &[]);
     let refused = directory.try_certify(&caller(None), ask(Some(Credential::ServiceAccountToken(token())))).await;
     assert_eq!(refused.unwrap_err().cause(), "no-credential");
+}
+
+#[tokio::test]
+async fn while_the_api_server_is_away_its_keys_say_whose_a_token_is_to_who_has_a_certificate() {
+    let home = tempfile::tempdir().unwrap();
+    let plane = control_plane(home.path(), None);
+    let (signer, evil) = (Signer::new("one"), Signer::new("one"));
+    plane.reviewer.as_ref().unwrap().keys().know(ISSUER, &[signer.jwk()]);
+    let ask = async |identity: Option<PeerIdentity>, token: String| {
+        let bound = plane.bind_by_token(&caller(identity), &token).await;
+        bound.map(|bound| bound.pod.place()).map_err(|refused| refused.cause())
+    };
+    // Issued by another replica.
+    let (web, db) = (svid(&plane, "web-0", false).await, svid(&plane, "db-0", false).await);
+    let (of_web, of_db) = (signer.token("web-0", "web"), signer.token("db-0", "db"));
+    assert_eq!(ask(Some(web.clone()), of_web.clone()).await.unwrap(), "shop/web-0");
+    assert_eq!(ask(None, of_web.clone()).await, Err("api-server-unavailable"), "a first certificate");
+    assert_eq!(ask(Some(web.clone()), of_db.clone()).await, Err("wrong-service-account"));
+    assert_eq!(ask(Some(db), of_web).await, Err("wrong-service-account"));
+    assert_eq!(ask(Some(web.clone()), evil.token("web-0", "web")).await, Err("api-server-unavailable"));
+    assert_eq!(
+        ask(Some(web.clone()), signer.token("web-9", "web")).await,
+        Err("api-server-unavailable"),
+        "no such UID"
+    );
+    let mut borrowed = Signer::claims("web-0", "web");
+    borrowed["kubernetes.io"]["pod"]["uid"] = json!("uid-db-0");
+    let borrowed = signer.sign(&json!({"alg": "ES256", "kid": "one"}), &borrowed);
+    assert_eq!(ask(Some(web), borrowed).await, Err("pod-gone"), "another pod's UID");
+    // A record does not help who shows another pod's token.
+    let recorded = svid(&plane, "web-0", true).await;
+    assert_eq!(ask(Some(recorded.clone()), of_db).await, Err("wrong-service-account"));
+    assert_eq!(ask(Some(recorded), evil.token("web-0", "web")).await.unwrap(), "shop/web-0");
 }

@@ -2,16 +2,28 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use byrnie_api::labels::{BUNDLE_CONFIG_MAP, BUNDLE_KEY, CA_SECRET, SYSTEM_NAMESPACE};
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, Preconditions},
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, DefaultBackoff, Event, watcher},
+    },
 };
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::{
     apply, ca,
@@ -27,6 +39,13 @@ pub(super) struct Bundles {
     /// By namespace, as far as they are known to be there; compared from time to time with what is.
     present: BTreeMap<String, Present>,
     compared: Option<Duration>,
+    touched: Arc<AtomicBool>,
+}
+
+/// Says when somebody has touched one of the ConfigMaps: they come back at once, and not at the next comparison.
+pub(super) struct Lookout {
+    client: Client,
+    touched: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +60,12 @@ struct Present {
 
 impl Bundles {
     pub(super) fn new(client: Client) -> Self {
-        Self { client, present: BTreeMap::new(), compared: None }
+        Self { client, present: BTreeMap::new(), compared: None, touched: Arc::default() }
+    }
+
+    /// What looks out for it; somebody has to run [`Lookout::keep`].
+    pub(super) fn lookout(&self) -> Lookout {
+        Lookout { client: self.client.clone(), touched: self.touched.clone() }
     }
 
     /// Reads all of them, and whether the root that they are to say is still the mesh's.
@@ -104,6 +128,37 @@ impl Bundles {
     }
 }
 
+impl Lookout {
+    /// Follows the ConfigMaps, for ever, and the mesh besides: `news` rises with both.
+    pub(super) async fn keep(self, mut mesh: watch::Receiver<u64>, news: watch::Sender<u64>) {
+        let maps: Api<PartialObjectMeta<ConfigMap>> = Api::all(self.client);
+        let only_ours = watcher::Config::default()
+            .fields(&format!("metadata.name={BUNDLE_CONFIG_MAP}"))
+            .timeout(limits::WATCH_SECONDS)
+            .page_size(limits::LIST_PAGE);
+        let mut events = pin!(watcher(maps, only_ours).backoff(DefaultBackoff::default()));
+        loop {
+            tokio::select! {
+                changed = mesh.changed() => if changed.is_err() { return },
+                event = events.next() => match event {
+                    // What is there at the beginning was compared by then.
+                    Some(Ok(Event::Apply(_) | Event::Delete(_) | Event::InitDone)) => {
+                        self.touched.store(true, Ordering::Relaxed);
+                    }
+                    Some(Ok(Event::Init | Event::InitApply(_))) => continue,
+                    // They are compared from time to time anyway.
+                    Some(Err(error)) => {
+                        tracing::debug!(%error, "the trust bundles are not watched");
+                        continue;
+                    }
+                    None => return,
+                },
+            }
+            news.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+}
+
 impl Writer for Bundles {
     const WHAT: &'static str = "trust bundles";
     const EVERY: Duration = limits::COMPARED;
@@ -112,8 +167,10 @@ impl Writer for Bundles {
         let mut failures = Failures::default();
         let bundle = plane.authority.bundle().to_pem();
         let now = plane.clock.boot();
-        if self.compared.is_none_or(|compared| now.saturating_sub(compared) >= limits::COMPARED) {
+        let touched = self.touched.swap(false, Ordering::Relaxed);
+        if touched || self.compared.is_none_or(|compared| now.saturating_sub(compared) >= limits::COMPARED) {
             if let Err(reason) = self.compare(&bundle).await {
+                self.compared = None;
                 failures.add(format!("ConfigMaps {BUNDLE_CONFIG_MAP}"), reason);
                 return failures;
             }
@@ -127,6 +184,8 @@ impl Writer for Bundles {
             let object = format!("ConfigMap {namespace}/{BUNDLE_CONFIG_MAP}");
             match self.write(namespace, &bundle).await {
                 Ok(present) => drop(self.present.insert(namespace.clone(), present)),
+                // Its other objects go, too, and it is no longer shown soon.
+                Err(error) if error.is_of_ending_namespace() => {}
                 Err(error) => failures.add(object, error),
             }
         }
@@ -168,7 +227,7 @@ fn wanted(model: &Model) -> BTreeSet<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use base64::{Engine, prelude::BASE64_STANDARD};
     use serde_json::Value;

@@ -37,6 +37,15 @@ impl ApiError {
         }
     }
 
+    /// Whether it is about a namespace that is being deleted, or gone.
+    pub(crate) fn is_of_ending_namespace(&self) -> bool {
+        let Self::Kube(kube::Error::Api(status)) = self else {
+            return false;
+        };
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        status.code == 404 || causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+    }
+
     /// Whether trying again can help without anybody doing anything to *our* objects: the API server is away, busy, or
     /// does not let us yet (an installation that is still going on).
     pub(crate) fn may_pass(&self) -> bool {

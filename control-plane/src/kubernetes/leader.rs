@@ -27,8 +27,11 @@ pub(crate) async fn write(
         let mut tasks = JoinSet::new();
         let (client, clock) = (&cluster.client, &plane.clock);
         let with = || (plane.clone(), term.clone(), changed.clone());
-        let (shared, held, news) = with();
-        tasks.spawn(keep(Bundles::new(client.clone()), shared, held, news));
+        let (shared, held, mesh) = with();
+        let (sender, news) = watch::channel(0);
+        let bundles = Bundles::new(client.clone());
+        tasks.spawn(bundles.lookout().keep(mesh, sender));
+        tasks.spawn(keep(bundles, shared, held, news));
         let (shared, held, news) = with();
         tasks.spawn(keep(WebhookCertificate::new(client.clone()), shared, held, news));
         let (shared, held, news) = with();

@@ -10,6 +10,11 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
+};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use byrnie_identity::{Clock, SvidVerifier, TrustBundles, authority::CertificateAuthority};
 use http_body_util::{BodyExt, Full};
 use kube::{Client, client::Body};
@@ -18,7 +23,7 @@ use tokio::sync::watch;
 
 use crate::{
     hub::Hub,
-    journal::Journal,
+    journal::{Journal, unix},
     model::{MeshView, Model},
     plane::{Allowances, Plane},
     source::{MeshedBy, Object, ObjectKey, Objects, Stored},
@@ -115,4 +120,54 @@ pub(crate) fn fake(answer: impl FnMut(&Asked) -> Answer + Send + 'static) -> (Cl
         }
     });
     (Client::new(service, "default"), seen)
+}
+
+/// Who issues the tokens of [`Signer`].
+pub(crate) const ISSUER: &str = "https://kubernetes.default.svc";
+
+/// A key that an API server signs tokens with.
+pub(crate) struct Signer {
+    pub(crate) id: String,
+    pair: EcdsaKeyPair,
+}
+
+impl Signer {
+    pub(crate) fn new(id: &str) -> Self {
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        Self { id: id.to_owned(), pair }
+    }
+
+    /// The point, uncompressed.
+    pub(crate) fn public(&self) -> Vec<u8> {
+        self.pair.public_key().as_ref().to_vec()
+    }
+
+    pub(crate) fn jwk(&self) -> Value {
+        let point = self.public();
+        json!({"use": "sig", "kty": "EC", "kid": self.id, "alg": "ES256", "crv": "P-256",
+            "x": base64(&point[1..33]), "y": base64(&point[33..])})
+    }
+
+    /// A token of a pod in namespace shop, as the API server makes it.
+    pub(crate) fn token(&self, pod: &str, account: &str) -> String {
+        self.sign(&json!({"alg": "ES256", "kid": self.id}), &Self::claims(pod, account))
+    }
+
+    pub(crate) fn claims(pod: &str, account: &str) -> Value {
+        let now = unix(std::time::SystemTime::now());
+        json!({"iss": ISSUER, "aud": ["byrnie.dev/ca"], "iat": now, "nbf": now, "exp": now + 3600,
+            "sub": format!("system:serviceaccount:shop:{account}"),
+            "kubernetes.io": {"namespace": "shop", "serviceaccount": {"name": account, "uid": "u"},
+                "pod": {"name": pod, "uid": format!("uid-{pod}")}}})
+    }
+
+    pub(crate) fn sign(&self, header: &Value, claims: &Value) -> String {
+        let signed = format!("{}.{}", base64(header.to_string()), base64(claims.to_string()));
+        let signature = self.pair.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
+        format!("{signed}.{}", base64(signature))
+    }
+}
+
+pub(crate) fn base64(bytes: impl AsRef<[u8]>) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }

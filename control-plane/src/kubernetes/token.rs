@@ -24,7 +24,10 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tonic::Code;
 
-use super::client::{ApiError, call};
+use super::{
+    client::{ApiError, call},
+    keys::{Keys, Unverified},
+};
 use crate::{
     limits,
     model::{Model, PodFacts},
@@ -39,6 +42,7 @@ pub(crate) struct Reviewer {
     /// By SHA-256 of the token: what was found, and until when it counts.
     known: Mutex<HashMap<[u8; 32], (Duration, Claims)>>,
     turns: Semaphore,
+    keys: Arc<Keys>,
 }
 
 /// The pod that a token is bound to.
@@ -83,6 +87,8 @@ pub(crate) enum TokenRefused {
     NotTaken { place: String, reason: String },
     #[error("the token can't be checked: {0}")]
     Unavailable(ApiError),
+    #[error("the token can't be checked: {0}; nor by the API server's keys: {1}")]
+    Unverified(ApiError, Unverified),
     #[error("too many tokens to check at once; try again in a few seconds")]
     Busy,
 }
@@ -101,7 +107,7 @@ impl TokenRefused {
             Self::WrongServiceAccount { .. } => "wrong-service-account",
             Self::NotInjected(_) => "not-injected",
             Self::NotTaken { .. } => "pod-refused",
-            Self::Unavailable(_) => "api-server-unavailable",
+            Self::Unavailable(_) | Self::Unverified(..) => "api-server-unavailable",
             Self::Busy => "rate-limited",
         }
     }
@@ -115,7 +121,7 @@ impl TokenRefused {
             | Self::PodGone { .. }
             | Self::WrongServiceAccount { .. } => Code::PermissionDenied,
             Self::NotInjected(_) | Self::NotTaken { .. } => Code::FailedPrecondition,
-            Self::Unavailable(_) => Code::Unavailable,
+            Self::Unavailable(_) | Self::Unverified(..) => Code::Unavailable,
             Self::Busy => Code::ResourceExhausted,
         }
     }
@@ -124,7 +130,13 @@ impl TokenRefused {
 impl Reviewer {
     pub(crate) fn new(client: Client, clock: Clock) -> Self {
         let turns = Semaphore::new(limits::TOKEN_REVIEWS);
-        Self { client, clock, known: Mutex::default(), turns }
+        let keys = Arc::new(Keys::new(clock.clone()));
+        Self { client, clock, known: Mutex::default(), turns, keys }
+    }
+
+    /// The API server's keys; somebody has to run [`Keys::keep`].
+    pub(crate) fn keys(&self) -> &Arc<Keys> {
+        &self.keys
     }
 
     /// Whose the token is. `may_ask` is called before the API server is asked, and not where the answer is known.
@@ -154,30 +166,15 @@ impl Reviewer {
     /// # Errors
     /// It is gone, or can't be a member.
     pub(crate) async fn pod(&self, model: &Model, claims: &Claims) -> Result<Arc<PodFacts>, TokenRefused> {
-        let pod = match model.pod_by_uid(&claims.uid) {
-            Some(pod) => pod.clone(),
-            None => self.live(model, claims).await?,
-        };
-        let place = || format!("{}/{}", claims.namespace, claims.pod);
-        if *pod.namespace != *claims.namespace || *pod.name != *claims.pod {
-            return Err(TokenRefused::PodGone { place: place(), uid: claims.uid.clone() });
+        match model.pod_by_uid(&claims.uid) {
+            Some(pod) => claims.check(pod),
+            None => claims.check(&self.live(model, claims).await?),
         }
-        if *pod.service_account != *claims.service_account {
-            return Err(TokenRefused::WrongServiceAccount {
-                place: place(),
-                expected: claims.service_account.clone(),
-                found: pod.service_account.to_string(),
-            });
-        }
-        if !has_proxy(&pod) {
-            return Err(TokenRefused::NotInjected(place()));
-        }
-        Ok(pod)
     }
 
     /// The pod as the API server has it.
     async fn live(&self, model: &Model, claims: &Claims) -> Result<Arc<PodFacts>, TokenRefused> {
-        let place = format!("{}/{}", claims.namespace, claims.pod);
+        let place = claims.place();
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &claims.namespace);
         let pod = call(pods.get_opt(&claims.pod)).await.map_err(TokenRefused::Unavailable)?;
         let uid = |pod: &Pod| pod.metadata.uid.as_deref() == Some(&*claims.uid);
@@ -286,14 +283,46 @@ fn read(status: TokenReviewStatus) -> Result<Claims, TokenRefused> {
         Some([value]) => Some(value.as_str()),
         _ => None,
     };
-    let pod = one(POD_NAME).filter(|name| is_name(name)).ok_or(TokenRefused::NotPodBound)?;
-    let uid = one(POD_UID).filter(|uid| (1..=128).contains(&uid.len())).ok_or(TokenRefused::NotPodBound)?;
-    Ok(Claims {
-        namespace: namespace.to_owned(),
-        service_account: service_account.to_owned(),
-        pod: pod.to_owned(),
-        uid: uid.into(),
-    })
+    let (pod, uid) = one(POD_NAME).zip(one(POD_UID)).ok_or(TokenRefused::NotPodBound)?;
+    Claims::new(namespace, service_account, pod, uid).ok_or(TokenRefused::NotPodBound)
+}
+
+impl Claims {
+    /// `None`: these are no names of Kubernetes, or no UID.
+    pub(super) fn new(namespace: &str, service_account: &str, pod: &str, uid: &str) -> Option<Self> {
+        let names = [namespace, service_account, pod].into_iter().all(is_name);
+        (names && (1..=128).contains(&uid.len())).then(|| Self {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            pod: pod.to_owned(),
+            uid: uid.into(),
+        })
+    }
+
+    fn place(&self) -> String {
+        format!("{}/{}", self.namespace, self.pod)
+    }
+
+    /// Whether the pod of their UID is the one that they name, and a member of the mesh.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(crate) fn check(&self, pod: &Arc<PodFacts>) -> Result<Arc<PodFacts>, TokenRefused> {
+        if *pod.namespace != *self.namespace || *pod.name != *self.pod {
+            return Err(TokenRefused::PodGone { place: self.place(), uid: self.uid.clone() });
+        }
+        if *pod.service_account != *self.service_account {
+            return Err(TokenRefused::WrongServiceAccount {
+                place: self.place(),
+                expected: self.service_account.clone(),
+                found: pod.service_account.to_string(),
+            });
+        }
+        if !has_proxy(pod) {
+            return Err(TokenRefused::NotInjected(self.place()));
+        }
+        Ok(pod.clone())
+    }
 }
 
 /// Who is no member of the mesh gets no identity of it.

@@ -7,10 +7,14 @@ use std::{
 };
 
 use byrnie_api::{MeshSettings, Workload, labels};
+use byrnie_policy::DefaultAction;
 use byrnie_proto::mesh::v1::{AppProtocol, ObjectStatus};
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Model, PodFacts, ServiceFacts, Target, in_words, pod::pod_ips, settings, status::Amendment};
+use super::{
+    Model, Networks, PodFacts, ServiceFacts, Target, in_words, networks::Learnt, pod::pod_ips, settings,
+    status::Amendment,
+};
 use crate::source::{MeshedBy, Object, ObjectKey, Objects, Stored};
 
 pub(super) struct Builder<'a> {
@@ -19,7 +23,11 @@ pub(super) struct Builder<'a> {
     pub(super) statuses: Vec<ObjectStatus>,
     /// What is found out about an object when its status is written already.
     pub(super) amendments: Vec<Amendment>,
-    settings_refused: bool,
+    pub(super) settings_refused: bool,
+    pub(super) learnt: Learnt,
+    pub(super) networks: Networks,
+    /// `Deny` holds in the place of MeshConfig's `egress.default: Allow`.
+    pub(super) egress_held: bool,
     enrolled: BTreeSet<String>,
     pub(super) pods: BTreeMap<String, PodFacts>,
     /// Whose they are.
@@ -39,6 +47,9 @@ impl<'a> Builder<'a> {
             statuses: Vec::new(),
             amendments: Vec::new(),
             settings_refused: false,
+            learnt: Learnt::default(),
+            networks: Networks::default(),
+            egress_held: false,
             enrolled: BTreeSet::new(),
             pods: BTreeMap::new(),
             uids: HashMap::new(),
@@ -65,6 +76,7 @@ impl<'a> Builder<'a> {
         for (key, stored) in &self.objects.items {
             self.take(key, stored);
         }
+        self.take_networks();
         self.apply_policies();
         self.select();
         self.declare();
@@ -76,6 +88,7 @@ impl<'a> Builder<'a> {
         Model {
             conditions: self.conditions(),
             settings: self.settings,
+            networks: self.networks,
             meshed_by: self.objects.meshed_by,
             enrolled: self.enrolled,
             statuses: self.statuses,
@@ -128,6 +141,8 @@ impl<'a> Builder<'a> {
                 notes
             }),
             Object::ServiceAccount(_) => Ok(Vec::new()),
+            Object::Node(node) => Ok(self.learnt.node(node)),
+            Object::ServiceCidr(networks) => Ok(self.learnt.service_cidr(networks)),
             Object::Mesh(object) => match &**object {
                 // What became of these is said elsewhere: by the settings, by the problem that refused them.
                 byrnie_api::Object::MeshConfig(_) if self.settings_refused => return,
@@ -176,6 +191,10 @@ impl<'a> Builder<'a> {
                 by_namespace.entry(namespace).or_default().push(object);
             }
         }
+        let mut settings = MeshSettings::clone(&self.settings);
+        if self.egress_held {
+            settings.egress_default = DefaultAction::Deny;
+        }
         let by_sidecar = objects.meshed_by == MeshedBy::Sidecar;
         for pod in self.pods.values_mut() {
             pod.enrolled &= enrolled.contains(&*pod.namespace);
@@ -186,7 +205,7 @@ impl<'a> Builder<'a> {
             let workload =
                 Workload { namespace: &pod.namespace, labels: &pod.labels, service_account: &pod.service_account };
             let candidates = by_namespace.get(&*pod.namespace).into_iter().flatten().copied();
-            let policies = byrnie_api::compile(&self.settings, candidates, &workload);
+            let policies = byrnie_api::compile(&settings, candidates, &workload);
             pod.policies = policies;
         }
     }

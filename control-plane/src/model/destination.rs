@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     sync::Arc,
 };
 
@@ -13,6 +14,9 @@ use super::{
     index::Port,
 };
 use crate::limits;
+
+/// What Kubernetes takes node ports from, where nobody has set another range.
+const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
 /// The answer, as far as the source alone gives it.
 #[derive(Debug, Clone)]
@@ -80,7 +84,9 @@ impl Model {
             let choice = Choice { near: Near::Anywhere, ..service.choice };
             return Resolved::service(service, port, address, choice);
         }
-        Resolved::nothing(if self.is_inside(address) {
+        // The port of a Service that is not known yet: it would lead to pods.
+        let to_a_service = on_node && NODE_PORTS.contains(&dialled.port());
+        Resolved::nothing(if to_a_service || self.networks.contain(address) {
             DestinationKind::UnknownInternal
         } else {
             DestinationKind::External

@@ -9,7 +9,6 @@ use std::{
 use super::{
     Backend, PodFacts, ServiceFacts,
     builder::Builder,
-    is_inside,
     service::Member,
     slice::{self, Surroundings},
     status::Amendment,
@@ -23,7 +22,7 @@ pub(super) struct Addresses {
     pub(super) cluster_ips: HashMap<IpAddr, Arc<ServiceFacts>>,
     /// External IPs, and those of load balancers.
     pub(super) external: HashMap<SocketAddr, Port>,
-    /// Of the nodes that pods run on.
+    /// Of the nodes.
     pub(super) nodes: HashSet<IpAddr>,
     pub(super) node_ports: HashMap<u16, Port>,
     /// Ports of nodes that lead to a port of one pod.
@@ -47,7 +46,11 @@ impl Builder<'_> {
     pub(super) fn index_pods(&mut self) -> (Pods, Addresses) {
         let pods: Pods =
             std::mem::take(&mut self.pods).into_iter().map(|(place, pod)| (place, Arc::new(pod))).collect();
-        let mut addresses = Addresses { withheld: std::mem::take(&mut self.withheld), ..Addresses::default() };
+        let mut addresses = Addresses {
+            withheld: std::mem::take(&mut self.withheld),
+            nodes: std::mem::take(&mut self.learnt.nodes),
+            ..Addresses::default()
+        };
         let mut ranked: Vec<&Arc<PodFacts>> = pods.values().filter(|pod| !pod.finished).collect();
         ranked.sort_by_key(|pod| (pod.terminating, !pod.enrolled && !pod.injected));
         for pod in ranked {
@@ -95,7 +98,7 @@ impl Builder<'_> {
             .values()
             .flat_map(|service| service.cluster_ips.iter().chain(&service.balanced_ips).chain(&service.external_ips));
         let services: HashSet<IpAddr> = services.copied().collect();
-        let settings = self.settings.clone();
+        let networks = self.networks.clone();
         for (key, stored) in &objects.items {
             let Object::EndpointSlice(slice) = &*stored.object else {
                 continue;
@@ -107,7 +110,7 @@ impl Builder<'_> {
                 addresses,
                 services: &services,
                 node_ports: &node_ports,
-                is_inside: &|address| is_inside(&settings, address),
+                networks: &networks,
                 // Written by the API server itself, of itself, again and again.
                 of_api_server: key.namespace == "default" && key.name == "kubernetes",
             };
@@ -174,7 +177,7 @@ impl Builder<'_> {
     fn index_external(&mut self, service: &Arc<ServiceFacts>, claimed: &[IpAddr], addresses: &mut Addresses) {
         for address in claimed {
             let object = format!("Service {}", service.place);
-            if is_inside(&self.settings, *address) || addresses.pods.contains_key(address) {
+            if self.networks.contain(*address) || addresses.pods.contains_key(address) {
                 let message = format!("external address {address} lies inside the cluster's networks; it is not taken");
                 self.amendments.push(Amendment::Note { object, message });
                 continue;

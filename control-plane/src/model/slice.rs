@@ -9,7 +9,7 @@ use std::{
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use super::{
-    Backend,
+    Backend, Networks,
     index::Addresses,
     service::{Member, port_number},
 };
@@ -21,8 +21,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) services: &'a HashSet<IpAddr>,
     /// Every node's ports that lead to Services.
     pub(super) node_ports: &'a HashSet<u16>,
-    /// In one of the networks that MeshConfig names.
-    pub(super) is_inside: &'a dyn Fn(IpAddr) -> bool,
+    pub(super) networks: &'a Networks,
     /// The slice says where the API server is.
     pub(super) of_api_server: bool,
 }
@@ -117,7 +116,7 @@ impl Surroundings<'_> {
             }
             return Ok(Backend::Node(address));
         }
-        if (self.is_inside)(address) {
+        if self.networks.contain(address) {
             return Err("lies inside the cluster's networks, and is no pod's");
         }
         Ok(Backend::External(address))

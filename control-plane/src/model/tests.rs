@@ -1,4 +1,5 @@
 mod kubernetes;
+mod networks;
 mod services;
 
 use std::{

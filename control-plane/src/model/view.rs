@@ -11,7 +11,7 @@ use byrnie_identity::TrustBundle;
 use byrnie_policy::MtlsMode;
 use byrnie_proto::mesh::v1::{Bundle, DeclaredPort, Destination, Endpoint, Meshed, Self_, resource::Body};
 
-use super::{Backend, Model, PodFacts, Resolved, ResolvedEndpoint, choice::choose};
+use super::{Backend, Model, Networks, PodFacts, Resolved, ResolvedEndpoint, choice::choose};
 use crate::{hub::View, journal::unix, source::MeshedBy};
 
 /// Everything that answers are made of, at one moment.
@@ -69,7 +69,7 @@ impl MeshView {
         let Some(pod) = self.model.pod_by_uid(viewer) else {
             return Body::Error(format!("pod with UID {viewer} is not in the source"));
         };
-        let settings = &self.model.settings;
+        let Networks { pods, services } = &self.model.networks;
         let networks = |list: &[ipnet::IpNet]| list.iter().map(ToString::to_string).collect();
         let port =
             |(port, protocol): (&u16, &_)| DeclaredPort { port: u32::from(*port), protocol: i32::from(*protocol) };
@@ -79,8 +79,8 @@ impl MeshView {
             pod_uid: pod.uid.to_string(),
             terminating: pod.terminating,
             policies: Some(pod.policies.clone().into()),
-            service_cidrs: networks(&settings.service_cidrs),
-            pod_cidrs: networks(&settings.pod_cidrs),
+            service_cidrs: networks(services),
+            pod_cidrs: networks(pods),
             ports: pod.declared.iter().map(port).collect(),
         })
     }

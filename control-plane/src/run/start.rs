@@ -144,16 +144,10 @@ fn read_settings(objects: &Objects) -> Result<MeshSettings, String> {
              source, or write a MeshConfig"
         ));
     }
-    let settings = model::settings(objects, None).map_err(|(stored, message)| match stored {
+    model::settings(objects, None).map_err(|(stored, message)| match stored {
         Some(stored) => format!("source: {}:{}: MeshConfig default: {message}", stored.file, stored.line),
         None => format!("source: {message}"),
-    })?;
-    if settings.pod_cidrs.is_empty() {
-        tracing::warn!(
-            "MeshConfig names no spec.networks: addresses that are no pod's and no Service's count as outside of the cluster"
-        );
-    }
-    Ok(settings)
+    })
 }
 
 async fn open_authority(
@@ -191,6 +185,12 @@ fn assemble(
     let nothing = Model::build(&Objects::default(), &settings);
     let model = Arc::new(Model::build(objects, &settings));
     publish::tell(&nothing, &model);
+    if model.networks.pods.is_empty() {
+        tracing::warn!(
+            "MeshConfig names no spec.networks, and no Node its podCIDRs: addresses that are no pod's and no Service's count \
+             as outside of the cluster"
+        );
+    }
     let clock = options.clock.clone();
     let view = MeshView {
         model: model.clone(),

@@ -13,8 +13,9 @@ use std::{sync::Arc, time::Duration};
 
 use byrnie_api::{AuthorizationPolicy, EgressPolicy, IngressPolicy, Kind, MeshConfig, MtlsPolicy};
 use k8s_openapi::api::{
-    core::v1::{Namespace, Pod, Service},
+    core::v1::{Namespace, Node, Pod, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use kube::{
     Api, Client, Config,
@@ -97,6 +98,9 @@ fn watch_all(client: &Client, store: &Arc<Store>, tasks: &mut JoinSet<()>) {
     tasks.spawn(follow(Api::<Namespace>::all(all.clone()), core("namespaces", None), strip::namespace));
     tasks.spawn(follow(Api::<Pod>::all(all.clone()), core("pods", None), strip::pod));
     tasks.spawn(follow(Api::<Service>::all(all.clone()), core("services", None), strip::service));
+    tasks.spawn(follow(Api::<Node>::all(all.clone()), core("nodes", None), strip::node));
+    let service_cidrs = Resource::recent(store, "servicecidrs.networking.k8s.io");
+    tasks.spawn(follow(Api::<ServiceCIDR>::all(all.clone()), service_cidrs, strip::service_cidr));
     let slices = core("endpointslices.discovery.k8s.io", Some(NOT_OF_SELECTORS));
     tasks.spawn(follow(Api::<EndpointSlice>::all(all.clone()), slices, strip::endpoint_slice));
     for kind in Kind::ALL {

@@ -158,8 +158,22 @@ impl Pod {
     /// # Errors
     /// What the control plane says.
     pub async fn watch(&self, at: SocketAddr, svid: &Svid, token: &str) -> Result<Watch, Status> {
+        self.watch_trusting(&self.verifier().await, at, svid, token).await
+    }
+
+    /// As [`Pod::watch`], with a trust bundle that was read before.
+    ///
+    /// # Errors
+    /// What the control plane says.
+    pub async fn watch_trusting(
+        &self,
+        verifier: &Arc<SvidVerifier>,
+        at: SocketAddr,
+        svid: &Svid,
+        token: &str,
+    ) -> Result<Watch, Status> {
         let hello = Hello { version: env!("CARGO_PKG_VERSION").to_owned(), service_account_token: token.to_owned() };
-        Watch::open(channel(&self.verifier().await, at, Some(svid)).await?, hello).await
+        Watch::open(channel(verifier, at, Some(svid)).await?, hello).await
     }
 
     /// What trusts the roots in the namespace's trust bundle.

@@ -64,9 +64,10 @@ fn a_service_is_reached_by_node_port_external_ip_and_load_balancer_as_by_its_clu
         assert_eq!(reached(&view, dialled, "u-client"), ALL, "{dialled}");
         assert_eq!(dial(&view, dialled).service, "shop/app", "{dialled}");
     }
-    for dialled in ["192.0.2.9:30080", "192.0.2.1:30081", "203.0.113.7:81", "203.0.113.9:80"] {
+    for dialled in ["192.0.2.9:30080", "192.0.2.1:10250", "203.0.113.7:81", "203.0.113.9:80"] {
         assert_eq!(dial(&view, dialled).kind(), DestinationKind::External, "{dialled}");
     }
+    assert_eq!(dial(&view, "192.0.2.1:30081").kind(), DestinationKind::UnknownInternal, "a node port of nobody's yet");
 }
 
 #[test]

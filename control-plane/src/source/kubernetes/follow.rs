@@ -25,18 +25,47 @@ pub(super) struct Resource {
     slot: Slot,
     name: String,
     selector: Option<&'static str>,
-    custom: bool,
+    origin: Origin,
+}
+
+/// Who brings a resource, and so what it means that the API server does not have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// Every Kubernetes that we support.
+    Kubernetes,
+    /// A Kubernetes later than the oldest that we support.
+    LaterKubernetes,
+    /// Our installation.
+    Byrnie,
 }
 
 impl Resource {
     /// One that every API server has.
     pub(super) fn core(store: &Arc<Store>, name: &str, selector: Option<&'static str>) -> Self {
-        Self { store: store.clone(), slot: store.enter(name), name: name.to_owned(), selector, custom: false }
+        Self {
+            store: store.clone(),
+            slot: store.enter(name),
+            name: name.to_owned(),
+            selector,
+            origin: Origin::Kubernetes,
+        }
+    }
+
+    /// One that older API servers do not have: without it there are none of it, and nothing is wrong.
+    pub(super) fn recent(store: &Arc<Store>, name: &str) -> Self {
+        Self { origin: Origin::LaterKubernetes, ..Self::core(store, name, None) }
     }
 
     /// One of ours, by the name of its CustomResourceDefinition.
     pub(super) fn custom(store: &Arc<Store>, name: &str) -> Self {
-        Self { custom: true, ..Self::core(store, name, None) }
+        Self { origin: Origin::Byrnie, ..Self::core(store, name, None) }
+    }
+
+    /// The API server is older than it.
+    fn is_unknown(&self, error: &watcher::Error) -> bool {
+        let not_found = |error: &Error| matches!(error, Error::Api(status) if status.code == 404);
+        self.origin == Origin::LaterKubernetes
+            && matches!(error, watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) if not_found(error))
     }
 
     fn config(&self) -> watcher::Config {
@@ -100,6 +129,12 @@ async fn follow_until_lost<K>(
             }
             Some(Err(error)) => error,
         };
+        if resource.is_unknown(&error) {
+            tracing::debug!(resource = resource.name, "this API server has no such resource");
+            store.absent(*slot);
+            tokio::time::sleep(limits::ABSENT_RESOURCE).await;
+            return;
+        }
         failures += 1;
         let wait = backoff.next().unwrap_or(limits::WATCH_BACKOFF).min(limits::WATCH_BACKOFF);
         let failure = Failure::of(&error, resource);
@@ -162,7 +197,11 @@ impl Failure {
         };
         match error {
             Error::Api(status) => Self {
-                about: if resource.custom && status.code == 404 { About::Definition } else { About::Resource },
+                about: if resource.origin == Origin::Byrnie && status.code == 404 {
+                    About::Definition
+                } else {
+                    About::Resource
+                },
                 lost: status.code == 410,
                 ..plain(refused(verb, resource, status))
             },
@@ -184,7 +223,7 @@ fn refused(verb: &str, resource: &Resource, status: &Status) -> String {
             "{verb} of {name} is forbidden: {}; the role needs the verbs list and watch on it; run `byrnie install`",
             cut(&status.message)
         ),
-        404 if resource.custom => {
+        404 if resource.origin == Origin::Byrnie => {
             format!(
                 "{name}: its CustomResourceDefinition is not installed; run `byrnie install`; it is asked for again"
             )

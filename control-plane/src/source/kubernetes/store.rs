@@ -163,6 +163,15 @@ impl Store {
         });
     }
 
+    /// The API server has no such resource: a complete listing of nothing, where there was none before.
+    pub(super) fn absent(&self, slot: Slot) {
+        self.with(slot, |held| {
+            held.listing = None;
+            held.trouble = None;
+            !std::mem::replace(&mut held.complete, true)
+        });
+    }
+
     /// The watch works again.
     pub(super) fn mended(&self, slot: Slot) {
         self.with(slot, |held| {

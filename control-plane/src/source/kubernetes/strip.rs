@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use byrnie_api::{Kind, labels};
 use k8s_openapi::{
     api::{
-        core::v1::{Container, Namespace, Pod, PodSpec, PodStatus, Service},
+        core::v1::{Container, Namespace, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -104,6 +105,21 @@ pub(super) fn endpoint_slice(slice: EndpointSlice) -> Kept {
     })
 }
 
+/// Name; the networks of its pods, and its addresses: most of a Node is the images that lie there.
+pub(super) fn node(node: Node) -> Kept {
+    let spec =
+        node.spec.map(|spec| NodeSpec { pod_cidr: spec.pod_cidr, pod_cidrs: spec.pod_cidrs, ..NodeSpec::default() });
+    let status = node.status.map(|status| NodeStatus { addresses: status.addresses, ..NodeStatus::default() });
+    kept("Node", named(node.metadata), |metadata| Object::Node(Box::new(Node { metadata, spec, status })))
+}
+
+/// Name and networks.
+pub(super) fn service_cidr(object: ServiceCIDR) -> Kept {
+    kept("ServiceCIDR", named(object.metadata), |metadata| {
+        Object::ServiceCidr(Box::new(ServiceCIDR { metadata, spec: object.spec, status: None }))
+    })
+}
+
 /// An object of the group `byrnie.dev`, read as strictly as from a file; its status is ours, and not read.
 pub(super) fn ours(kind: Kind, object: DynamicObject) -> Kept {
     let uid = object.metadata.uid.clone();
@@ -154,6 +170,10 @@ fn metadata(metadata: ObjectMeta) -> ObjectMeta {
         deletion_timestamp: metadata.deletion_timestamp,
         ..ObjectMeta::default()
     }
+}
+
+fn named(metadata: ObjectMeta) -> ObjectMeta {
+    ObjectMeta { name: metadata.name, uid: metadata.uid, ..ObjectMeta::default() }
 }
 
 fn our_annotations(mut annotations: BTreeMap<String, String>) -> BTreeMap<String, String> {

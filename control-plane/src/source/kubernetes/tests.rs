@@ -6,7 +6,10 @@ use super::{
     strip::{self, Kept},
     *,
 };
-use crate::source::{MeshedBy, Object, ObjectKey};
+use crate::{
+    kubernetes::testing::{Answer, fake},
+    source::{MeshedBy, Object, ObjectKey},
+};
 
 fn pod(value: serde_json::Value) -> Kept {
     strip::pod(serde_json::from_value(value).unwrap())
@@ -170,4 +173,51 @@ fn a_pod_is_kept_without_what_nobody_needs() {
     for kept in ["byrnie.dev/inject", "--exclude-inbound-ports", "192.0.2.1", "n1", "http", "Always", "Ready"] {
         assert!(text.contains(kept), "{kept}: {text}");
     }
+}
+
+#[test]
+fn a_node_is_kept_without_its_images_and_its_heartbeats() {
+    let node = |time: &str, address: &str| {
+        let object = json!({
+            "metadata": {"name": "n1", "uid": "u", "labels": {"a": "b"}, "annotations": {"byrnie.dev/x": "y"}},
+            "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"], "providerID": "cloud", "taints": []},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}], "images": [{"names": ["secret"]}],
+                "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": time}], "capacity": {"cpu": "4"}},
+        });
+        strip::node(serde_json::from_value(object).unwrap())
+    };
+    let first = node("2026-01-01T00:00:00Z", "192.0.2.1");
+    let Ok(Object::Node(kept)) = &first.object else { panic!("no node") };
+    let found = serde_json::to_value(kept).unwrap();
+    assert_eq!(
+        found,
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "u"},
+        "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}})
+    );
+    let store = Store::new();
+    let slot = store.enter("nodes");
+    store.apply(slot, first);
+    let changes = store.changes();
+    store.apply(slot, node("2026-01-01T00:05:00Z", "192.0.2.1"));
+    assert!(!changes.has_changed().unwrap());
+    store.apply(slot, node("2026-01-01T00:05:00Z", "192.0.2.2"));
+    assert!(changes.has_changed().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resource_that_an_older_api_server_does_not_have_is_no_problem_and_is_seldom_asked_for() {
+    let (client, seen) = fake(|_| Answer::status(404, "NotFound"));
+    let store = Arc::new(Store::new());
+    let api = Api::<ServiceCIDR>::all(client);
+    let resource = Resource::recent(&store, "servicecidrs.networking.k8s.io");
+    let following = tokio::spawn(follow(api, resource, strip::service_cidr));
+    let mut changes = store.changes();
+    while !store.progress().missing.is_empty() {
+        changes.changed().await.unwrap();
+    }
+    tokio::time::sleep(limits::ABSENT_RESOURCE * 5 / 2).await;
+    assert!(store.objects().problems.is_empty(), "{:?}", store.objects().problems);
+    assert_eq!(seen.lock().unwrap().len(), 3);
+    following.abort();
 }

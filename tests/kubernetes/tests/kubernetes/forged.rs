@@ -15,8 +15,8 @@ pub(crate) fn with_claims(cluster: &Cluster, token: &str, change: impl FnOnce(&m
     let mut claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(parts[1]).unwrap()).unwrap();
     change(&mut claims);
     let text = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-    // Without a key ID the API server tries all of its keys.
-    let signed = format!("{}.{}", text(&json!({ "alg": "ES256", "typ": "JWT" })), text(&claims));
+    // The header names the key.
+    let signed = format!("{}.{}", parts[0], text(&claims));
     let key = PrivatePkcs8KeyDer::from_pem_file(cluster.server.directory().join("service-accounts.key")).unwrap();
     let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.secret_pkcs8_der()).unwrap();
     let signature = key.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();

@@ -14,6 +14,7 @@ mod bundle;
 mod chart;
 mod churn;
 mod forged;
+mod networks;
 mod objects;
 mod outage;
 mod permissions;
@@ -56,6 +57,9 @@ const SENTENCES: &[Scenario] = sentences![
         an_object_that_stops_to_hold_says_so_in_its_status_and_an_event,
         a_definition_that_is_missing_is_named_and_taken_up_when_it_comes,
     ],
+    networks: [
+        the_clusters_networks_are_learnt_and_open_egress_waits_for_them,
+    ],
     bundle: [
         nobody_but_the_control_plane_writes_a_namespaces_trust_bundle,
         the_trust_bundle_comes_with_enrolment_and_goes_after_the_last_meshed_pod,
@@ -65,6 +69,7 @@ const SENTENCES: &[Scenario] = sentences![
     ],
     replicas: [
         when_the_leader_dies_the_other_writes_on,
+        what_one_replica_issued_another_renews_while_the_api_server_is_away,
     ],
     outage: [
         what_changed_while_nobody_watched_is_seen,

@@ -16,6 +16,8 @@ pub(crate) async fn the_service_accounts_may_do_what_they_need_and_nothing_more(
         ("byrnie-control-plane", "create", "", "serviceaccounts/token", "shop"),
         ("byrnie-control-plane", "create", "", "serviceaccounts/token", "kube-system"),
         ("byrnie-control-plane", "patch", "", "namespaces", ""),
+        ("byrnie-control-plane", "patch", "", "nodes", ""),
+        ("byrnie-control-plane", "watch", "", "configmaps", "shop"),
         ("byrnie-control-plane", "create", "rbac.authorization.k8s.io", "clusterrolebindings", ""),
         ("byrnie-control-plane", "escalate", "rbac.authorization.k8s.io", "clusterroles", ""),
         ("byrnie-control-plane", "impersonate", "", "users", ""),
