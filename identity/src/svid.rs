@@ -191,12 +191,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::test_certificates::{DAY, Recipe, WEB, start, uri};
+    use crate::test_certificates::{DAY, Ours, Recipe, WEB, start, uri};
     use crate::verify_signature;
 
     fn svid() -> Svid {
         let made = Recipe::good().make();
-        Svid::new(made.chain, made.leaf_key).unwrap()
+        Svid::new(made.chain.clone(), made.key()).unwrap()
     }
 
     #[test]
@@ -223,12 +223,12 @@ mod tests {
         let mut recipe = Recipe::good();
         recipe.leaf.subject_alt_names.push(uri("spiffe://cluster.local/ns/shop/sa/other"));
         let made = recipe.make();
-        let refused = Svid::new(made.chain, made.leaf_key).unwrap_err();
+        let refused = Svid::new(made.chain.clone(), made.key()).unwrap_err();
         assert!(matches!(refused, SvidError::Chain(error) if error.cause == VerifyCause::SeveralUriSans));
         assert!(Svid::new(Vec::new(), KeyPair::generate().unwrap()).is_err());
         let made = Recipe::good().make();
         let twice_the_leaf = vec![made.chain[0].clone(), made.chain[0].clone()];
-        let refused = Svid::new(twice_the_leaf, made.leaf_key).unwrap_err();
+        let refused = Svid::new(twice_the_leaf, made.key()).unwrap_err();
         assert!(matches!(refused, SvidError::Chain(error) if error.cause == VerifyCause::NotAnIssuer));
     }
 
@@ -274,9 +274,10 @@ mod tests {
     #[test]
     fn no_key_shows_in_what_is_printed() {
         let made = Recipe::good().make();
-        let secret = made.leaf_key.to_pem();
-        let shown_key = format!("{:?}", made.leaf_key);
-        let svid = Svid::new(made.chain, made.leaf_key).unwrap();
+        let (key, again) = (made.key(), made.key());
+        let secret = key.to_pem();
+        let shown_key = format!("{key:?}");
+        let svid = Svid::new(made.chain, again).unwrap();
         let shown = format!("{shown_key} {svid:?} {:?}", svid.certified_key());
         for line in secret.lines().filter(|line| !line.starts_with("---")) {
             assert!(!shown.contains(line));

@@ -210,9 +210,9 @@ fn read_extension(extension: &X509Extension<'_>, facts: &mut Facts) -> Result<()
 
 fn read_name(name: &GeneralName<'_>, facts: &mut Facts) -> Result<(), VerifyError> {
     match name {
-        GeneralName::URI(uri) => facts.uris.push((*uri).to_owned()),
+        GeneralName::URI(uri) if uri.is_ascii() => facts.uris.push((*uri).to_owned()),
         GeneralName::DNSName(dns) if dns.is_ascii() => facts.dns_names.push((*dns).to_owned()),
-        GeneralName::DNSName(_) | GeneralName::Invalid(..) => {
+        GeneralName::URI(_) | GeneralName::DNSName(_) | GeneralName::Invalid(..) => {
             return Err(malformed("a subject alternative name can't be read"));
         }
         _ => {}

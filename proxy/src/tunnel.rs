@@ -4,7 +4,7 @@
 
 pub(crate) mod buffer;
 pub(crate) mod client;
-pub(crate) mod client_hello;
+pub mod client_hello;
 pub mod pool;
 pub(crate) mod relay;
 pub(crate) mod server;

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod corpus;
+
 use std::time::Duration;
 
 use rstest::rstest;
@@ -10,7 +12,9 @@ use rustls_pki_types::ServerName;
 
 use super::*;
 use crate::authority::{CertificateAuthority, IssueLimits};
-use crate::test_certificates::{DAY, Made, Recipe, TRUST_DOMAIN, WEB, leaf, start, trust_domain, valid, verifier};
+use crate::test_certificates::{
+    DAY, Made, Ours, Recipe, TRUST_DOMAIN, WEB, leaf, start, trust_domain, valid, verifier,
+};
 use crate::{Clock, KeyPair, ManualClock, SpiffeId, TrustBundle, TrustBundles, VerifyCause};
 
 /// A mesh of one authority, with its clock in our hand.
@@ -89,7 +93,7 @@ fn shake(
 
 /// The chain of `made` as an SVID; `Svid::new` accepts what only time or trust make bad.
 fn svid(made: Made) -> Svid {
-    Svid::new(made.chain, made.leaf_key).unwrap()
+    Svid::new(made.chain.clone(), made.key()).unwrap()
 }
 
 #[test]
@@ -141,7 +145,7 @@ fn a_stranger_is_refused_by_either_side(#[case] id: &str, #[case] cause: VerifyC
     let mut recipe = Recipe::good();
     recipe.leaf = leaf(&[id]);
     if id != WEB {
-        recipe.trust_domain = "other.example";
+        recipe.trust_domain = "other.example".to_owned();
     }
     let stranger = svid(recipe.make());
     let ours = mesh.svid("shop", "orders");

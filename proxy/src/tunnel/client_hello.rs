@@ -5,7 +5,7 @@ use crate::limits::CLIENT_HELLO;
 
 /// What the first bytes of a connection are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FirstBytes {
+pub enum FirstBytes {
     /// So far a ClientHello, but not all of it.
     Incomplete,
     /// A ClientHello that offers this ALPN protocol.
@@ -25,7 +25,7 @@ const MESSAGE_HEADER: usize = 4;
 /// Collects a ClientHello that may be cut into segments and records anywhere. Each byte is looked at once, however small
 /// the pieces are that it comes in.
 #[derive(Default)]
-pub(crate) struct ClientHelloReader {
+pub struct ClientHelloReader {
     header: [u8; RECORD_HEADER],
     header_filled: usize,
     /// Bytes of the current record that have not come yet.
@@ -36,7 +36,7 @@ pub(crate) struct ClientHelloReader {
 impl ClientHelloReader {
     /// Takes the next bytes of the connection and says what it is by now: whether a ClientHello that offers `protocol`.
     /// What begins like TLS and then is not is [`FirstBytes::NotTls`].
-    pub(crate) fn feed(&mut self, mut bytes: &[u8], protocol: &[u8]) -> FirstBytes {
+    pub fn feed(&mut self, mut bytes: &[u8], protocol: &[u8]) -> FirstBytes {
         while let Some((&byte, rest)) = bytes.split_first() {
             if self.remaining > 0 {
                 let (taken, later) = bytes.split_at(self.remaining.min(bytes.len()));

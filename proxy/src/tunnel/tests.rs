@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod corpus;
 mod races;
 
 use std::net::SocketAddr;

@@ -287,10 +287,16 @@ impl Tls {
     fn step(&mut self, write: Option<Write<'_>>) -> Result<(), TlsError> {
         let Tls { side, incoming, plaintext, outgoing, peer_end, .. } = self;
         let mut ends = Ends { plaintext, outgoing, peer_end };
-        match side {
+        let stepped = match side {
             Side::Client(connection) => drive(connection.as_mut(), incoming, &mut ends, write),
             Side::Server(connection) => drive(connection.as_mut(), incoming, &mut ends, write),
+        };
+        if stepped.is_err() {
+            // rustls leaves what it refused where it was, and would refuse it again, with another alert, when it is asked
+            // for the alert; it asserts that there is one.
+            *incoming = Buffer::default();
         }
+        stepped
     }
 }
 

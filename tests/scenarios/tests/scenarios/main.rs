@@ -10,8 +10,10 @@ use byrnie_netlab::harness::{self, Scenario, Settings};
 use byrnie_scenarios::{Leftovers, binaries_are_built, run, seed};
 
 mod abuse;
+mod bytes;
 mod capture;
 mod faults;
+mod frames;
 mod identity;
 mod life;
 mod outage;
@@ -86,6 +88,15 @@ const SENTENCES: &[Scenario] = sentences![
         an_endpoint_that_refuses_for_now_is_left_for_another,
         peers_that_break_off_or_talk_nonsense_harm_nobody_else,
         an_end_of_the_tunnel_without_fin_is_a_reset_to_the_application,
+    ],
+    bytes: [
+        a_client_hello_gets_in_however_it_is_cut,
+        a_client_hello_beyond_all_bounds_is_refused,
+        garbage_inside_and_after_the_handshake_ends_that_connection_alone,
+    ],
+    frames: [
+        a_server_takes_no_frame_where_it_does_not_belong,
+        a_client_takes_no_frame_where_it_does_not_belong,
     ],
     probes: [
         a_probe_passes_through_the_proxy_where_mtls_is_strict_and_fails_with_the_application,

@@ -1,0 +1,82 @@
+//! Every parser of bytes that come from a peer or from the control plane, behind one function each that takes any bytes at
+//! all. They panic where something is wrong: with the parser's own panic, or with one of what must hold beside it.
+//!
+//! `fuzz/` calls them with what libFuzzer finds, `tests/mutations.rs` with the checked-in inputs of `fuzz/corpus` and
+//! random changes of those, so that they are run without a nightly compiler as well.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod certificates;
+mod tunnel;
+
+use byrnie_identity::{SpiffeId, TrustBundle, TrustDomain};
+use byrnie_proto::mesh::v1::WatchResponse;
+use byrnie_proto::mesh::v1::resource::Body;
+use byrnie_proxy::model::{Destination, OwnPod};
+use byrnie_proxy::tunnel::client_hello::{ClientHelloReader, FirstBytes};
+use prost::Message;
+
+pub use certificates::{certificate, chain, reauth};
+pub use tunnel::{tunnel_frames, tunnel_session};
+
+/// A function that takes any bytes, and the directory of its inputs.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them; one file in `fuzz/fuzz_targets` for each.
+pub const TARGETS: &[Target] = &[
+    ("tunnel_frames", tunnel_frames),
+    ("tunnel_session", tunnel_session),
+    ("client_hello", client_hello),
+    ("spiffe_id", spiffe_id),
+    ("certificate", certificate),
+    ("chain", chain),
+    ("reauth", reauth),
+    ("control_plane", control_plane),
+];
+
+/// The first bytes of a connection: the answer does not depend on how they are cut, and once it is known what the
+/// connection is, it is known from the same byte on.
+pub fn client_hello(bytes: &[u8]) {
+    let whole = ClientHelloReader::default().feed(bytes, b"byrnie/1");
+    let mut reader = ClientHelloReader::default();
+    let one_by_one = bytes
+        .iter()
+        .map(|byte| reader.feed(&[*byte], b"byrnie/1"))
+        .find(|first| *first != FirstBytes::Incomplete)
+        .unwrap_or(FirstBytes::Incomplete);
+    assert_eq!(whole, one_by_one);
+}
+
+/// A SPIFFE ID is what was written, or is refused.
+pub fn spiffe_id(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(id) = text.parse::<SpiffeId>() {
+        assert_eq!(id.as_str(), text);
+        assert_eq!(format!("spiffe://{}{}", id.trust_domain(), id.path()), text);
+        assert!(text.is_ascii() && text.len() <= 2048 && !text.ends_with('/'));
+        assert!(id.namespace().is_some() == id.service_account().is_some());
+    }
+    if let Ok(domain) = text.parse::<TrustDomain>() {
+        assert_eq!(SpiffeId::of_trust_domain(&domain).trust_domain(), &domain);
+    }
+}
+
+/// What the control plane says on its stream, as the proxy reads it.
+pub fn control_plane(bytes: &[u8]) {
+    let Ok(response) = WatchResponse::decode(bytes) else { return };
+    for resource in response.resources {
+        match resource.body {
+            Some(Body::Self_(own)) => {
+                if let Ok(own) = OwnPod::try_from(own) {
+                    assert_eq!(own.spiffe_id.namespace(), Some(&*own.namespace));
+                }
+            }
+            Some(Body::Destination(destination)) => drop(Destination::try_from(destination)),
+            Some(Body::Bundle(bundle)) => {
+                if let Ok(read) = TrustBundle::try_from(&bundle) {
+                    assert!(!read.roots().is_empty() && read.trust_domain().as_str() == bundle.trust_domain);
+                }
+            }
+            Some(Body::Error(_)) | None => {}
+        }
+    }
+}
