@@ -57,9 +57,11 @@ fn capture(command: CaptureCommand<NoOptions>) -> Result<(), Failed> {
     })?;
     match done {
         Done::Said(text) => println!("{text}"),
-        Done::Shown(NoOptions {}, state) => {
-            print!("{state}");
-            if state.is_present() && !state.is_complete() {
+        Done::Shown(NoOptions {}, states) => {
+            for state in &states {
+                print!("{state}");
+            }
+            if states.iter().any(|state| state.is_present() && !state.is_complete()) {
                 return Err((1, "the rules are not a whole rule set of any configuration".to_owned()));
             }
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use byrnie_redirect::{Exempt, set_keepalive, set_mark};
+use byrnie_redirect::{Exempt, set_keepalive, set_mark, set_priority};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -49,9 +49,11 @@ pub(crate) async fn connect_without_limit(address: SocketAddr, exempt: Exempt) -
     let failed = |error| ConnectError::Failed(address, error);
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).map_err(failed)?;
     socket.set_nonblocking(true).map_err(failed)?;
-    if let Exempt::Mark(mark) = exempt {
-        set_mark(&socket, mark).map_err(failed)?;
+    match exempt {
+        Exempt::Mark(mark) => set_mark(&socket, mark),
+        Exempt::Uid(_) => set_priority(&socket),
     }
+    .map_err(failed)?;
     let socket = TcpSocket::from_std_stream(socket.into());
     match socket.connect(address).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(ConnectError::Refused(address)),

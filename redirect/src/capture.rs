@@ -1,5 +1,8 @@
 //! What every back end can do, and how it fails.
 
+use std::path::PathBuf;
+use std::process::ExitStatus;
+
 use nix::errno::Errno;
 
 use crate::{CaptureConfig, CaptureState, InvalidConfig};
@@ -10,14 +13,16 @@ use crate::{CaptureConfig, CaptureState, InvalidConfig};
 /// thread.
 pub trait Capture {
     /// Puts the rules of `config` in place of whatever rules of ours there
-    /// are, in one transaction: the namespace has all of the old or all of the
-    /// new rules at any moment. When something changed, the namespace's
+    /// are, in one transaction, or as few as the back end can do it in: the
+    /// namespace has all of the old or all of the new rules at any moment.
+    /// When something changed, the namespace's
     /// connection tracking is flushed, so that connections from before do not
     /// slip past. Applying the same configuration again changes nothing.
     ///
     /// # Errors
     /// See [`CaptureError`]. After [`CaptureError::NotFlushed`] the rules are
-    /// in place; after any other error the namespace is as it was.
+    /// in place, after [`CaptureError::HalfApplied`] a part of them; after any
+    /// other error the namespace is as it was.
     fn apply(&self, config: &CaptureConfig) -> Result<Applied, CaptureError>;
 
     /// Takes all our rules away.
@@ -97,6 +102,55 @@ pub enum CaptureError {
         /// One line each.
         differences: Vec<String>,
     },
+    /// A program of iptables is missing.
+    #[error("found no `{missing}` in {searched}: install iptables 1.8 or newer")]
+    NoPrograms {
+        /// Its name.
+        missing: String,
+        /// The directories.
+        searched: String,
+    },
+    /// A program of iptables failed.
+    #[error(
+        "{} could not {tried} ({status}): {}. {}",
+        .program.display(),
+        if .said.is_empty() { "it did not say why" } else { .said },
+        program_advice(*.may_not)
+    )]
+    Program {
+        /// What was tried.
+        tried: &'static str,
+        /// The program.
+        program: PathBuf,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it said.
+        said: String,
+        /// Whether it said that it may not.
+        may_not: bool,
+    },
+    /// One address family got its rules, the other did not, and the first
+    /// could not be given back what it had.
+    #[error(
+        "only a part of the capture rules is in place: {error}\nThe other part could not be taken away again: {also}\n\
+         Do not start applications here; run `byrnie capture remove`, then `byrnie capture apply` again"
+    )]
+    HalfApplied {
+        /// Why it was given up.
+        error: Box<CaptureError>,
+        /// Why it could not be undone.
+        also: Box<CaptureError>,
+    },
+    /// No back end works here.
+    #[error(
+        "nothing here can capture:{}\nCapture needs a kernel with nf_tables, or the programs of iptables (which \
+         Byrnie's images do not hold) and a kernel with what they need",
+        list(.reasons)
+    )]
+    NoBackEnd {
+        /// Of each one that was tried.
+        reasons: Vec<String>,
+    },
     /// Something that is neither the caller's nor the kernel's doing.
     #[error("cannot {tried}: {detail}")]
     Failed {
@@ -115,6 +169,18 @@ impl CaptureError {
         }
     }
 
+    /// Whether the back end is not to be had here: the kernel lacks it, or its
+    /// programs are missing or find the kernel lacking. Another one may work.
+    pub(crate) fn is_not_here(&self) -> bool {
+        match self {
+            // A kernel without nf_tables does not know the messages: EINVAL.
+            Self::Refused { errno, .. } => *errno == Errno::EINVAL || lacks(*errno),
+            Self::NoPrograms { .. } => true,
+            Self::Program { may_not, .. } => !may_not,
+            _ => false,
+        }
+    }
+
     pub(crate) fn not_flushed(error: &nlink::Error) -> Self {
         Self::NotFlushed { errno: Errno::from_raw(error.errno().unwrap_or(0)), detail: detail(error) }
     }
@@ -130,7 +196,7 @@ fn advice(errno: Errno) -> &'static str {
             "Capture needs CAP_NET_ADMIN in the user namespace that owns this network namespace: \
              run as root, or give the container that capability"
         }
-        Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::ENOENT => {
+        errno if lacks(errno) => {
             "This kernel lacks a part of nf_tables: it needs CONFIG_NF_TABLES_INET, NFT_NAT, \
              NFT_REDIR and NF_CT_NETLINK (modules nf_tables, nft_chain_nat, nft_redir, \
              nf_conntrack_netlink; try `modprobe` on the node)"
@@ -138,6 +204,21 @@ fn advice(errno: Errno) -> &'static str {
         Errno::EBUSY | Errno::ERESTART => "Something else changes the rules just now: try again",
         Errno::ENOBUFS | Errno::ENOMEM => "The kernel is short of memory: try again",
         _ => "Look in the kernel's log (`dmesg`) for the reason",
+    }
+}
+
+fn lacks(errno: Errno) -> bool {
+    matches!(errno, Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::ENOENT)
+}
+
+fn program_advice(may_not: bool) -> &'static str {
+    if may_not {
+        "Capture needs CAP_NET_ADMIN in the user namespace that owns this network namespace, and iptables-legacy \
+         besides to write /run/xtables.lock: run as root"
+    } else {
+        "It needs the kernel's tables nat and raw with matches owner, mark and comment and targets REDIRECT and CT \
+         (modules iptable_nat, iptable_raw, ip6table_nat, ip6table_raw, xt_owner, xt_mark, xt_comment, xt_CT, \
+         xt_REDIRECT, or nft_compat; try `modprobe` on the node). Where another program has the lock, try again"
     }
 }
 

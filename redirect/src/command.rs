@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
 use crate::proof::{ProofError, prove};
-use crate::{Applied, Capture, CaptureConfig, CaptureError, CaptureState, Exempt, NfTables, Removed};
+use crate::{Applied, BackEnd, CaptureConfig, CaptureError, CaptureState, Choice, Exempt, Removed, backend};
 
 /// What to do with the rules of the network namespace that the program runs in. `S`: how `show` is to look.
 #[derive(Debug, Subcommand)]
@@ -45,6 +45,9 @@ pub struct ApplyArgs {
     /// Interfaces on which nothing is captured (comma-separated).
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub exclude_interfaces: Vec<String>,
+    /// Who is to have the rules. One that had them before loses them; `remove` and `show` look at all.
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
+    pub backend: Choice,
     /// Then dial as an application would, and fail unless the connection arrives at the proxy's port.
     #[arg(long)]
     pub prove: bool,
@@ -70,8 +73,8 @@ impl ApplyArgs {
 pub enum Done<S> {
     /// One line for people.
     Said(String),
-    /// The rules, to be shown in this way.
-    Shown(S, CaptureState),
+    /// The rules, to be shown in this way: of each back end that has some, or one state that says that none has.
+    Shown(S, Vec<CaptureState>),
 }
 
 /// Why a command failed.
@@ -93,23 +96,25 @@ pub fn run<S: Args>(command: CaptureCommand<S>) -> Result<Done<S>, CommandError>
     let said = |text: &str| Ok(Done::Said(text.to_owned()));
     match command {
         CaptureCommand::Apply(args) => apply(args).map(Done::Said),
-        CaptureCommand::Remove => match NfTables.remove()? {
+        CaptureCommand::Remove => match backend::remove()? {
             Removed::Removed => said("capture is gone"),
             Removed::NothingThere => said("there was no capture"),
         },
-        CaptureCommand::Show(how) => Ok(Done::Shown(how, NfTables.show()?)),
+        CaptureCommand::Show(how) => Ok(Done::Shown(how, backend::show()?)),
     }
 }
 
 fn apply(args: ApplyArgs) -> Result<String, CommandError> {
-    let proving = args.prove;
+    let (proving, choice) = (args.prove, args.backend);
     let config = args.config();
-    let text = match NfTables.apply(&config)? {
-        Applied::Changed => "capture is in place",
-        Applied::Unchanged => "capture was in place already; nothing changed",
+    let (applied, back_end) = backend::apply(choice, &config)?;
+    let by = if back_end == BackEnd::NfTables { String::new() } else { format!(" by {back_end}") };
+    let text = match applied {
+        Applied::Changed => format!("capture is in place{by}"),
+        Applied::Unchanged => format!("capture was in place already{by}; nothing changed"),
     };
     if !proving {
-        return Ok(text.to_owned());
+        return Ok(text);
     }
     let proved: Vec<String> = prove(&config)?.iter().map(ToString::to_string).collect();
     Ok(format!("{text}, and was seen to work (a connection to {} arrived at the proxy's port)", proved.join(" and ")))

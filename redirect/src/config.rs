@@ -155,7 +155,7 @@ impl CaptureConfig {
 
     fn check_cidrs(&self, problems: &mut Vec<Problem>) {
         for cidr in &self.exclude_outbound_cidrs {
-            if cidr.prefix_len() == 0 {
+            if crate::rules::canonical(cidr).prefix_len() == 0 {
                 let expected = "a network smaller than the whole address family; to stop \
                                 capturing, remove the rules";
                 problems.push(Problem::new("exclude_outbound_cidrs", cidr, expected));
@@ -165,13 +165,14 @@ impl CaptureConfig {
 
     fn check_interfaces(&self, problems: &mut Vec<Problem>) {
         // IFNAMSIZ is 16 with the closing NUL; dev_valid_name() in the kernel
-        // refuses the same characters. `*` would be a pattern in nft.
+        // takes more. But `*` is a pattern to nft and `+` one to iptables, and
+        // the text of iptables-restore has words and quotes.
         for name in &self.exclude_interfaces {
-            let bad = |c: char| c.is_whitespace() || c.is_control() || "/:*\"".contains(c);
+            let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
             let length_fits = (1..=15).contains(&name.len());
-            if !length_fits || name == "." || name == ".." || name.contains(bad) {
-                let expected = "the exact name of an interface: 1 to 15 bytes without spaces, \
-                                `/`, `:`, `*` or quotes";
+            if !length_fits || name == "." || name == ".." || name.starts_with('-') || !name.bytes().all(good) {
+                let expected = "the exact name of an interface: 1 to 15 letters, digits, `-` (not as the first), \
+                                `_`, `.` and `@`";
                 problems.push(Problem::new("exclude_interfaces", name, expected));
             }
         }
@@ -235,9 +236,11 @@ mod tests {
             inbound_port: 15021,
             exclude_inbound_ports: vec![80, 0],
             exclude_outbound_ports: vec![0],
-            exclude_outbound_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "::/0".parse().unwrap()],
+            exclude_outbound_cidrs: ["10.0.0.0/8", "::/0", "::ffff:0:0/96"].map(|net| net.parse().unwrap()).into(),
             exclude_uids: vec![7, u32::MAX],
-            exclude_interfaces: vec!["eth0".into(), "eth*".into(), "a-name-of-16-byt".into()],
+            exclude_interfaces: ["eth0", "eth*", "eth+", "-j", "a\nb", "a\"b", "a b", "a-name-of-16-byt"]
+                .map(str::to_owned)
+                .into(),
         };
         insta::assert_snapshot!(config.validate().unwrap_err());
     }

@@ -7,7 +7,7 @@ use nlink::netlink::nftables::{
 use nlink::netlink::{Connection, Netfilter, Nftables};
 
 use crate::state::{CaptureState, ShownBody, ShownRule};
-use crate::{Applied, Capture, CaptureConfig, CaptureError, Hook, Removed, RuleSet};
+use crate::{Applied, BackEnd, Capture, CaptureConfig, CaptureError, Families, Hook, Removed, RuleSet};
 
 mod translate;
 
@@ -69,7 +69,10 @@ impl Capture for NfTables {
 /// Runs `work` on a thread of its own with a runtime of its own. A new thread
 /// has the network namespace of the thread that makes it, and a caller inside
 /// an async runtime may not start a second one on its own thread.
-fn in_this_namespace<T, F>(tried: &'static str, work: impl FnOnce(&'static str) -> F + Send) -> Result<T, CaptureError>
+pub(crate) fn in_this_namespace<T, F>(
+    tried: &'static str,
+    work: impl FnOnce(&'static str) -> F + Send,
+) -> Result<T, CaptureError>
 where
     T: Send,
     F: Future<Output = Result<T, CaptureError>>,
@@ -130,15 +133,29 @@ fn string_attribute(kind: u16, text: &str) -> Vec<u8> {
     bytes
 }
 
-async fn flush_conntrack() -> nlink::Result<()> {
+pub(crate) async fn flush_conntrack() -> nlink::Result<()> {
     Connection::<Netfilter>::new()?.flush_conntrack_all().await
+}
+
+/// Whether some table of IPv4 or IPv6 alone has a chain that begins so, as
+/// iptables-nft keeps its own. Where the kernel has no nf_tables there is none.
+pub(crate) fn has_chain(begins: &'static str, tried: &'static str) -> Result<bool, CaptureError> {
+    let found = in_this_namespace(tried, |tried| async move {
+        let chains = open(tried)?.list_chains().await.map_err(|error| CaptureError::from_nlink(tried, &error))?;
+        let theirs = |family| matches!(family, Family::Ip | Family::Ip6);
+        Ok(chains.iter().any(|chain| theirs(chain.family) && chain.name.starts_with(begins)))
+    });
+    match found {
+        Err(error) if error.is_not_here() => Ok(false),
+        other => other,
+    }
 }
 
 async fn read(connection: &Connection<Nftables>, tried: &'static str) -> Result<CaptureState, CaptureError> {
     let refused = |error| CaptureError::from_nlink(tried, &error);
     let tables = connection.list_tables_in(FAMILY).await.map_err(refused)?;
     let Some(table) = tables.iter().find(|table| table.name == TABLE) else {
-        return Ok(CaptureState::absent());
+        return Ok(CaptureState::absent(BackEnd::NfTables));
     };
     let mut chain_problems = Vec::new();
     if table.flags & nlink::netlink::nftables::NFT_TABLE_F_DORMANT != 0 {
@@ -146,7 +163,12 @@ async fn read(connection: &Connection<Nftables>, tried: &'static str) -> Result<
     }
     chain_problems.extend(check_chains(connection).await.map_err(refused)?);
     let rules = connection.list_rules(TABLE, FAMILY).await.map_err(refused)?;
-    Ok(CaptureState { present: true, chain_problems, rules: rules.iter().map(shown).collect() })
+    Ok(CaptureState {
+        back_end: BackEnd::NfTables,
+        present: true,
+        chain_problems,
+        rules: rules.iter().map(shown).collect(),
+    })
 }
 
 async fn check_chains(connection: &Connection<Nftables>) -> nlink::Result<Vec<String>> {
@@ -189,7 +211,7 @@ fn shown(rule: &RuleInfo) -> ShownRule {
     let (connections, bytes) = counter.unwrap_or_default();
     let body = translate::from_kernel(rule)
         .map_or_else(|| ShownBody::Foreign(rule.nft_syntax().unwrap_or_else(|| "(unknown)".into())), ShownBody::Ours);
-    ShownRule { chain: rule.chain.clone(), body, connections, bytes }
+    ShownRule { families: Families::Both, chain: rule.chain.clone(), body, connections, bytes }
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@
 //! the same port to the same address is taken for it and goes its way. So the
 //! proxy's connections would be redirected to the proxy, and an application's
 //! would pass by it (both measured). Applications' connections are therefore
-//! remembered in a zone of their own.
+//! remembered in a zone of their own. What has no UID any more is told apart by
+//! the priority of the proxy's sockets: without that, an application that wrote
+//! and closed at once lost what was not sent yet (measured).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -46,6 +48,12 @@ pub const METRICS_PORT: u16 = 15010;
 
 /// Inbound port of the proxy that is never captured: health and probes.
 pub const HEALTH_PORT: u16 = 15021;
+
+/// Socket priority (`SO_PRIORITY`) of the proxy's own connections. What the
+/// kernel still sends for a socket that its program has closed has no UID any
+/// more, but this; it needs no privilege and is not seen on the wire. The
+/// kernel queues 4 like 0, the default (`prio2band` of tc-prio(8)).
+pub const PROXY_PRIORITY: u32 = 4;
 
 /// The conntrack zone of the applications' connections: `by` in ASCII, so that
 /// it is recognised in `conntrack -L`.
@@ -121,6 +129,39 @@ impl fmt::Display for Hook {
     }
 }
 
+/// The address families that a set of rules in the kernel is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Families {
+    /// IPv4 and IPv6 in one (`inet` of nf_tables).
+    Both,
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
+}
+
+impl Families {
+    /// Whether a rule means anything there: a network of the other family
+    /// does not.
+    pub(crate) fn take(self, rule: &Rule) -> bool {
+        rule.matches.iter().all(|condition| match (self, condition) {
+            (Self::V4, Match::Destination(net)) => net.addr().is_ipv4(),
+            (Self::V6, Match::Destination(net)) => net.addr().is_ipv6(),
+            _ => true,
+        })
+    }
+}
+
+impl fmt::Display for Families {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Both => "IPv4 and IPv6",
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
 /// One rule: when all matches hold, the action is taken and no later rule of
 /// the chain is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,9 +204,12 @@ pub enum Match {
     SocketUid(u32),
     /// With this mark.
     Mark(u32),
-    /// From a socket of another UID. What the kernel sends without a socket
-    /// (the last acknowledgement of a connection) has none.
+    /// From a socket of another UID. What the kernel sends without a program
+    /// behind it (data that was still to be sent when the socket was closed,
+    /// the last acknowledgement of a connection) has none.
     OtherSocketUid(u32),
+    /// With this socket priority.
+    Priority(u32),
     /// With another mark, or none.
     OtherMark(u32),
     /// Leaving by this interface.
@@ -192,6 +236,7 @@ impl fmt::Display for Match {
             Self::Mark(mark) => write!(f, "meta mark {mark:#010x}"),
             Self::OtherSocketUid(uid) => write!(f, "meta skuid != {uid}"),
             Self::OtherMark(mark) => write!(f, "meta mark != {mark:#010x}"),
+            Self::Priority(priority) => write!(f, "meta priority {priority}"),
             Self::OutInterface(name) => write!(f, "oifname \"{name}\""),
             Self::InInterface(name) => write!(f, "iifname \"{name}\""),
         }
@@ -280,12 +325,23 @@ impl fmt::Display for Purpose {
 }
 
 fn tracking_rules(config: &CaptureConfig) -> Vec<Rule> {
-    let application = match config.exempt {
-        Exempt::Uid(uid) => Match::OtherSocketUid(uid),
-        Exempt::Mark(mark) => Match::OtherMark(mark),
+    let rule = |purpose, condition: Option<Match>, action| {
+        let matches = std::iter::once(Match::Tcp).chain(condition).collect();
+        Rule::new(Hook::Tracking, purpose, matches, action)
     };
-    let matches = vec![Match::Tcp, application];
-    vec![Rule::new(Hook::Tracking, Purpose::ApplicationsApart, matches, Action::Zone(APPLICATIONS_ZONE))]
+    let apart = |condition| rule(Purpose::ApplicationsApart, condition, Action::Zone(APPLICATIONS_ZONE));
+    let passes = |condition| rule(Purpose::ProxyItself, Some(condition), Action::Accept);
+    match config.exempt {
+        // The kernel keeps the mark of a socket that is closed.
+        Exempt::Mark(mark) => vec![apart(Some(Match::OtherMark(mark)))],
+        Exempt::Uid(uid) => vec![
+            passes(Match::SocketUid(uid)),
+            // Before the priority, which an application can have, too.
+            apart(Some(Match::OtherSocketUid(uid))),
+            passes(Match::Priority(PROXY_PRIORITY)),
+            apart(None),
+        ],
+    }
 }
 
 fn output_rules(config: &CaptureConfig) -> Vec<Rule> {
@@ -311,7 +367,7 @@ fn output_rules(config: &CaptureConfig) -> Vec<Rule> {
     rules.push(rule(Purpose::Loopback, vec![loopback], Action::Accept));
     rules.extend(sorted(&config.exclude_interfaces).map(|name| excluded(Match::OutInterface(name))));
     rules.extend(sorted(&config.exclude_uids).map(|uid| excluded(Match::SocketUid(uid))));
-    let cidrs: BTreeSet<IpNet> = config.exclude_outbound_cidrs.iter().map(IpNet::trunc).collect();
+    let cidrs: BTreeSet<IpNet> = config.exclude_outbound_cidrs.iter().map(canonical).collect();
     rules.extend(cidrs.into_iter().map(|cidr| excluded(Match::Destination(cidr))));
     rules.extend(sorted(&config.exclude_outbound_ports).map(|port| excluded(Match::DestinationPort(port))));
     rules.push(rule(Purpose::Capture, vec![Match::Tcp], to_proxy));
@@ -337,6 +393,19 @@ fn prerouting_rules(config: &CaptureConfig) -> Vec<Rule> {
     let to_proxy = Action::Redirect(config.inbound_port);
     rules.push(rule(Purpose::Capture, Match::Tcp, to_proxy));
     rules
+}
+
+/// Without host bits; and IPv4 inside IPv6 as the IPv4 that such a connection
+/// is on the wire, where alone the rules see it.
+pub(crate) fn canonical(net: &IpNet) -> IpNet {
+    const MAPPED_BITS: u8 = 96;
+    let net = net.trunc();
+    let mapped = match net {
+        IpNet::V6(v6) if v6.prefix_len() >= MAPPED_BITS => v6.addr().to_ipv4_mapped(),
+        _ => None,
+    };
+    let v4 = mapped.and_then(|address| Ipv4Net::new(address, net.prefix_len() - MAPPED_BITS).ok());
+    v4.map_or(net, IpNet::from)
 }
 
 fn canary_addresses() -> [IpNet; 2] {
@@ -384,16 +453,27 @@ mod tests {
     }
 
     #[test]
-    fn the_two_ways_to_exempt_the_proxy_differ_in_that_match_alone() {
+    fn the_two_ways_to_exempt_the_proxy_differ_in_how_it_is_told_apart_alone() {
         let by_uid = RuleSet::of(&everything(Exempt::Uid(PROXY_UID))).unwrap();
         let by_mark = RuleSet::of(&everything(Exempt::Mark(PROXY_MARK))).unwrap();
-        let different: Vec<_> = (by_uid.rules().iter()).zip(by_mark.rules()).filter(|(a, b)| a != b).collect();
-        assert_eq!(by_uid.rules().len(), by_mark.rules().len());
-        let [apart, passes] = different[..] else { panic!("{different:?}") };
-        assert_eq!(apart.0.matches, [Match::Tcp, Match::OtherSocketUid(PROXY_UID)]);
-        assert_eq!(apart.1.matches, [Match::Tcp, Match::OtherMark(PROXY_MARK)]);
-        assert_eq!(passes.0.matches, [Match::SocketUid(PROXY_UID)]);
-        assert_eq!(passes.1.matches, [Match::Mark(PROXY_MARK)]);
+        let only_in = |one: &RuleSet, other: &RuleSet| -> Vec<String> {
+            one.rules().iter().filter(|rule| !other.rules().contains(rule)).map(ToString::to_string).collect()
+        };
+        insta::assert_snapshot!(format!(
+            "by UID:\n{}\nby mark:\n{}",
+            only_in(&by_uid, &by_mark).join("\n"),
+            only_in(&by_mark, &by_uid).join("\n")
+        ));
+    }
+
+    #[test]
+    fn a_network_of_ipv4_inside_ipv6_is_that_of_ipv4() {
+        let canonical = |text: &str| super::canonical(&text.parse().unwrap()).to_string();
+        assert_eq!(canonical("::ffff:10.1.2.3/104"), "10.0.0.0/8");
+        assert_eq!(canonical("::ffff:10.1.2.3/128"), "10.1.2.3/32");
+        assert_eq!(canonical("::ffff:0:0/96"), "0.0.0.0/0");
+        assert_eq!(canonical("fd00::7/16"), "fd00::/16");
+        assert_eq!(canonical("::/64"), "::/64");
     }
 
     #[test]

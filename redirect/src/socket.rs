@@ -29,6 +29,17 @@ pub fn set_mark(socket: &impl AsFd, mark: u32) -> io::Result<()> {
     })
 }
 
+/// Gives a socket the priority by which the capture rules know the proxy's own
+/// connections after they are closed ([`crate::PROXY_PRIORITY`]). To be called
+/// before `connect`.
+///
+/// # Errors
+/// What the kernel says; never for a TCP socket in practice.
+pub fn set_priority(socket: &impl AsFd) -> io::Result<()> {
+    let priority = i32::try_from(crate::PROXY_PRIORITY).unwrap_or_default();
+    Ok(setsockopt(socket, sockopt::Priority, &priority)?)
+}
+
 /// Turns TCP keepalive on: [`KEEPALIVE_INTERVAL`] × [`KEEPALIVE_PROBES`].
 /// Not `TCP_USER_TIMEOUT`, which kills a healthy peer that merely does not
 /// read.

@@ -4,19 +4,22 @@
 use std::fmt;
 
 use crate::rules::{Action, Match, Purpose};
-use crate::{CaptureConfig, Exempt, Hook, Rule, RuleSet};
+use crate::{BackEnd, CaptureConfig, Exempt, Families, Hook, Rule, RuleSet};
 
 /// What [`crate::Capture::show`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaptureState {
+    pub(crate) back_end: BackEnd,
     pub(crate) present: bool,
     pub(crate) chain_problems: Vec<String>,
     pub(crate) rules: Vec<ShownRule>,
 }
 
-/// One rule of our table.
+/// One rule of ours, or of our chains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShownRule {
+    /// Of which address families it decides connections.
+    pub families: Families,
     /// Name of the chain.
     pub chain: String,
     /// The rule.
@@ -37,8 +40,13 @@ pub enum ShownBody {
 }
 
 impl CaptureState {
-    pub(crate) fn absent() -> Self {
-        Self { present: false, chain_problems: Vec::new(), rules: Vec::new() }
+    pub(crate) fn absent(back_end: BackEnd) -> Self {
+        Self { back_end, present: false, chain_problems: Vec::new(), rules: Vec::new() }
+    }
+
+    /// Who has them.
+    pub fn back_end(&self) -> BackEnd {
+        self.back_end
     }
 
     /// Whether there is anything of ours at all.
@@ -72,30 +80,45 @@ impl CaptureState {
             return vec!["there are no capture rules in this network namespace".into()];
         }
         let mut differences = self.chain_problems.clone();
-        let ours: Vec<&Rule> = self.rules.iter().filter_map(ShownRule::ours).collect();
-        let wanted: Vec<&Rule> = expected.rules().iter().collect();
-        for rule in &self.rules {
+        for families in self.back_end.families() {
+            self.differences_of(*families, expected, &mut differences);
+        }
+        differences
+    }
+
+    fn differences_of(&self, families: Families, expected: &RuleSet, differences: &mut Vec<String>) {
+        let there = || self.rules.iter().filter(|rule| rule.families == families);
+        let ours: Vec<&Rule> = there().filter_map(ShownRule::ours).collect();
+        let wanted: Vec<&Rule> = expected.rules().iter().filter(|rule| self.back_end.takes(families, rule)).collect();
+        let place = if families == Families::Both { String::new() } else { format!(" ({families})") };
+        let known = differences.len();
+        for rule in there() {
             let unexpected = match &rule.body {
                 ShownBody::Ours(rule) if wanted.contains(&rule) => continue,
                 ShownBody::Ours(rule) => rule.to_string(),
                 ShownBody::Foreign(text) => text.clone(),
             };
-            differences.push(format!("unexpected in chain {}: {unexpected}", rule.chain));
+            differences.push(format!("unexpected in chain {}{place}: {unexpected}", rule.chain));
         }
         for rule in &wanted {
             if !ours.contains(rule) {
-                differences.push(format!("missing in chain {}: {rule}", rule.hook));
+                differences.push(format!("missing in chain {}{place}: {rule}", rule.hook));
             }
         }
-        if differences.is_empty() && ours != wanted {
-            differences.push("the rules are not in their order".into());
+        if differences.len() == known && ours != wanted {
+            differences.push(format!("the rules are not in their order{place}"));
         }
-        differences
     }
 
     /// The configuration that the rules seem to be made from.
     fn guess(&self) -> Option<CaptureConfig> {
-        let rules: Vec<&Rule> = self.rules.iter().filter_map(ShownRule::ours).collect();
+        let mut rules: Vec<&Rule> = Vec::new();
+        // Two families say most things twice.
+        for rule in self.rules.iter().filter_map(ShownRule::ours) {
+            if !rules.contains(&rule) {
+                rules.push(rule);
+            }
+        }
         let find = |hook, purpose| {
             let wanted = |rule: &&&Rule| rule.hook == hook && rule.purpose == purpose;
             rules.iter().find(wanted).copied()
@@ -144,27 +167,32 @@ impl ShownRule {
 }
 
 impl fmt::Display for CaptureState {
-    /// Like `nft list table inet byrnie`.
+    /// Like `nft list table inet byrnie`, whoever has them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.present {
             return writeln!(f, "no capture rules in this network namespace");
         }
-        writeln!(f, "table inet byrnie {{")?;
-        let mut chain = None;
-        for rule in &self.rules {
-            if chain != Some(&rule.chain) {
-                if chain.is_some() {
-                    writeln!(f, "  }}\n")?;
-                }
-                writeln!(f, "  chain {} {{", rule.chain)?;
-                chain = Some(&rule.chain);
+        for families in self.back_end.families() {
+            match families {
+                Families::Both => writeln!(f, "table inet byrnie {{")?,
+                one => writeln!(f, "{}, {one} {{", self.back_end)?,
             }
-            writeln!(f, "    {rule}")?;
+            let mut chain = None;
+            for rule in self.rules.iter().filter(|rule| rule.families == *families) {
+                if chain != Some(&rule.chain) {
+                    if chain.is_some() {
+                        writeln!(f, "  }}\n")?;
+                    }
+                    writeln!(f, "  chain {} {{", rule.chain)?;
+                    chain = Some(&rule.chain);
+                }
+                writeln!(f, "    {rule}")?;
+            }
+            if chain.is_some() {
+                writeln!(f, "  }}")?;
+            }
+            writeln!(f, "}}")?;
         }
-        if chain.is_some() {
-            writeln!(f, "  }}")?;
-        }
-        writeln!(f, "}}")?;
         for problem in &self.chain_problems {
             writeln!(f, "# {problem}")?;
         }

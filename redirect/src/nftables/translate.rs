@@ -45,20 +45,21 @@ fn items(condition: &Match) -> Vec<Item> {
             },
             Value::Prefix(net.addr(), net.prefix_len()),
         ),
-        Match::SocketUid(uid) => socket_uid(CmpOp::Eq, *uid).to_vec(),
+        Match::SocketUid(uid) => loaded(MetaKey::SkUid, CmpOp::Eq, *uid).to_vec(),
         Match::Mark(mark) => one(Field::Mark, (*mark).into()),
-        Match::OtherSocketUid(uid) => socket_uid(CmpOp::Neq, *uid).to_vec(),
+        Match::OtherSocketUid(uid) => loaded(MetaKey::SkUid, CmpOp::Neq, *uid).to_vec(),
         Match::OtherMark(mark) => vec![KernelMatch::ne(Field::Mark, *mark).into()],
+        Match::Priority(priority) => loaded(MetaKey::Priority, CmpOp::Eq, *priority).to_vec(),
         Match::OutInterface(name) => one(Field::Oifname, name.as_str().into()),
         Match::InInterface(name) => one(Field::Iifname, name.as_str().into()),
     }
 }
 
-/// `meta skuid`, which nlink has no typed match for. The register holds the
-/// UID in host order.
-fn socket_uid(op: CmpOp, uid: u32) -> [Item; 2] {
-    let load = Expr::Meta { dreg: Register::R0, key: MetaKey::SkUid };
-    let compare = Expr::Cmp { sreg: Register::R0, op, data: uid.to_ne_bytes().to_vec() };
+/// `meta skuid` and `meta priority`, which nlink has no typed matches for. The
+/// register holds the number in host order.
+fn loaded(key: MetaKey, op: CmpOp, number: u32) -> [Item; 2] {
+    let load = Expr::Meta { dreg: Register::R0, key };
+    let compare = Expr::Cmp { sreg: Register::R0, op, data: number.to_ne_bytes().to_vec() };
     [load.into(), compare.into()]
 }
 
@@ -94,7 +95,7 @@ pub(super) fn from_kernel(info: &RuleInfo) -> Option<Rule> {
     let action = loop {
         match items.next()? {
             Item::Match(found) => matches.push(condition(found)?),
-            Item::Expr(Expr::Meta { key: MetaKey::SkUid, .. }) => matches.push(uid_condition(items.next()?)?),
+            Item::Expr(Expr::Meta { key, .. }) => matches.push(loaded_condition(*key, items.next()?)?),
             Item::Stmt(Stmt::Counter) => {}
             Item::Stmt(Stmt::Redirect(Some(port))) => break Action::Redirect(*port),
             Item::Expr(Expr::Immediate { data, .. }) => break zone_action(data, items.next()?)?,
@@ -134,16 +135,13 @@ fn condition(found: &KernelMatch) -> Option<Match> {
     })
 }
 
-fn uid_condition(compare: &Item) -> Option<Match> {
-    match compare {
-        Item::Expr(Expr::Cmp { op, data, .. }) => {
-            let uid = u32::from_ne_bytes(data.as_slice().try_into().ok()?);
-            match op {
-                CmpOp::Eq => Some(Match::SocketUid(uid)),
-                CmpOp::Neq => Some(Match::OtherSocketUid(uid)),
-                _ => None,
-            }
-        }
+fn loaded_condition(key: MetaKey, compare: &Item) -> Option<Match> {
+    let Item::Expr(Expr::Cmp { op, data, .. }) = compare else { return None };
+    let number = u32::from_ne_bytes(data.as_slice().try_into().ok()?);
+    match (key, op) {
+        (MetaKey::SkUid, CmpOp::Eq) => Some(Match::SocketUid(number)),
+        (MetaKey::SkUid, CmpOp::Neq) => Some(Match::OtherSocketUid(number)),
+        (MetaKey::Priority, CmpOp::Eq) => Some(Match::Priority(number)),
         _ => None,
     }
 }

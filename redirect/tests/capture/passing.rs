@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use byrnie_netlab::harness::Verdict;
 use byrnie_netlab::{Entered, Privileges, RunAs};
-use byrnie_redirect::{Capture, CaptureConfig, CaptureError, Exempt, NfTables, PROXY_MARK, PROXY_UID};
+use byrnie_redirect::{CaptureConfig, CaptureError, Exempt, PROXY_MARK, PROXY_UID};
 
 use crate::rig::{APP, Rig, serve};
 
@@ -84,6 +84,23 @@ pub(crate) fn what_is_excluded_passes_and_the_rest_does_not(entered: &Entered) -
     Verdict::Passed
 }
 
+/// An application with a socket of IPv6 dials it that way; on the wire it is IPv4.
+pub(crate) fn a_network_excluded_as_ipv4_inside_ipv6_passes(entered: &Entered) -> Verdict {
+    let rig = Rig::new(entered);
+    let v4 = rig.peer.ipv4().unwrap();
+    let mapped = SocketAddr::new(v4.to_ipv6_mapped().into(), 443);
+    rig.apply(&rig.config());
+    assert_eq!(rig.ask(mapped), format!("outbound {v4}:443"));
+    let mut config = rig.config();
+    config.exclude_outbound_cidrs = vec![format!("::ffff:{v4}/128").parse().unwrap()];
+    rig.apply(&config);
+    assert_eq!(rig.ask(mapped), "peer");
+    assert_eq!(rig.ask(SocketAddr::new(v4.into(), 443)), "peer");
+    let v6 = rig.targets(443)[1];
+    assert_eq!(rig.ask(v6), format!("outbound {v6}"));
+    Verdict::Passed
+}
+
 pub(crate) fn an_excluded_interface_is_not_captured_in_either_direction(entered: &Entered) -> Verdict {
     let rig = Rig::new(entered);
     let mut config = rig.config();
@@ -117,8 +134,8 @@ pub(crate) fn without_rules_a_connection_is_not_redirected(entered: &Entered) ->
     let at = SocketAddr::new(rig.pod.addresses()[0], 15003);
     let answer = rig.call_in(at);
     assert!(["inbound untracked", "inbound direct"].contains(&answer.as_str()), "{answer}");
-    let state = rig.pod.run(|| NfTables.show()).unwrap().unwrap();
+    let state = rig.back_end(|it| it.show()).unwrap();
     assert!(!state.is_present() && !state.is_complete());
-    assert!(matches!(rig.pod.run(|| NfTables.verify(&rig.config())).unwrap(), Err(CaptureError::Differs { .. })));
+    assert!(matches!(rig.back_end(|it| it.verify(&rig.config())), Err(CaptureError::Differs { .. })));
     Verdict::Passed
 }

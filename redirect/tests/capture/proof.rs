@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use byrnie_netlab::harness::Verdict;
 use byrnie_netlab::{Entered, Lab, Privileges};
 use byrnie_redirect::command::{self, ApplyArgs, CaptureCommand, Done};
-use byrnie_redirect::{Capture, CaptureConfig, Exempt, NfTables, PROXY_MARK, PROXY_UID, ProofError, prove};
+use byrnie_redirect::{Capture, CaptureConfig, Choice, Exempt, NfTables, PROXY_MARK, PROXY_UID, ProofError, prove};
 use clap::Args;
 
 use crate::rig::serve;
@@ -34,6 +34,7 @@ fn apply_args(exempt: Exempt) -> ApplyArgs {
         exclude_outbound_cidrs: vec!["192.0.2.0/24".parse().unwrap()],
         exclude_uids: vec![0],
         exclude_interfaces: Vec::new(),
+        backend: Choice::Nftables,
         prove: true,
     }
 }

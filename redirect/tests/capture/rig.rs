@@ -1,13 +1,17 @@
 //! A pod with the listeners of a proxy, and a peer.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use byrnie_netlab::harness::Verdict;
 use byrnie_netlab::{Entered, Host, Lab, Privileges, RunAs};
 use byrnie_redirect::{
-    Applied, Capture, CaptureConfig, Exempt, NfTables, NotRedirected, PROXY_MARK, PROXY_UID, original_dst, set_mark,
+    Applied, BackEnd, Capture, CaptureConfig, Exempt, NotRedirected, PROXY_MARK, PROXY_UID, original_dst, set_mark,
 };
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -15,6 +19,36 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 pub(crate) const APPLICATION: u32 = 1000;
 
 pub(crate) const APP: RunAs = RunAs::Application { uid: APPLICATION };
+
+thread_local! {
+    static CHOSEN: Cell<BackEnd> = const { Cell::new(BackEnd::NfTables) };
+}
+
+/// The back end of the scenario of this thread.
+pub(crate) fn chosen() -> BackEnd {
+    CHOSEN.get()
+}
+
+/// Runs a scenario with a back end, where this machine has its programs.
+pub(crate) fn with(back_end: BackEnd, entered: &Entered, scenario: fn(&Entered) -> Verdict) -> Verdict {
+    if let Err(missing) = back_end.find() {
+        return Verdict::NotRun(format!("{missing} (Debian's package iptables)"));
+    }
+    CHOSEN.set(back_end);
+    scenario(entered)
+}
+
+/// What is there of a back end. iptables-legacy writes a lock file, which only
+/// real root can in the real `/run`: where nobody is, this thread gets one of
+/// its own.
+pub(crate) fn with_programs<T>(back_end: BackEnd, work: impl FnOnce(&dyn Capture) -> T) -> T {
+    if back_end == BackEnd::IptablesLegacy && std::fs::File::options().append(true).open("/run/xtables.lock").is_err() {
+        // Who may not, shall hear it from the program.
+        let _ = unshare(CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), Some("size=1m")));
+    }
+    work(&*back_end.find().unwrap())
+}
 
 pub(crate) struct Rig {
     pub(crate) pod: Host,
@@ -49,7 +83,13 @@ impl Rig {
     }
 
     pub(crate) fn apply(&self, config: &CaptureConfig) -> Applied {
-        self.pod.run(|| NfTables.apply(config)).unwrap().unwrap()
+        self.back_end(|it| it.apply(config)).unwrap()
+    }
+
+    /// With the scenario's back end, in the pod.
+    pub(crate) fn back_end<T: Send>(&self, work: impl FnOnce(&dyn Capture) -> T + Send) -> T {
+        let back_end = chosen();
+        self.pod.run(|| with_programs(back_end, work)).unwrap()
     }
 
     /// Both addresses of the peer.
