@@ -65,6 +65,8 @@ const SENTENCES: &[Scenario] = sentences![
     ],
     replicas: [
         when_the_leader_dies_the_other_writes_on,
+        a_leader_hands_over_to_a_newer_version_and_leads_again_where_none_is_left,
+        a_replica_asks_an_older_leader_for_the_lease_and_writes_when_it_has_it,
     ],
     outage: [
         what_changed_while_nobody_watched_is_seen,
