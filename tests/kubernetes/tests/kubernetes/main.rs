@@ -46,6 +46,7 @@ const SENTENCES: &[Scenario] = sentences![
         a_dry_run_shows_the_proxy_and_leaves_nothing,
         a_pod_on_its_nodes_network_passes_by_with_a_warning,
         what_can_not_work_or_tries_to_get_around_is_refused_with_its_field,
+        what_is_added_after_the_proxy_is_looked_at_too,
         a_dead_injector_stops_enrolled_namespaces_only,
         an_expired_serving_certificate_is_replaced_by_the_control_plane,
         the_namespaces_that_bring_the_mesh_up_can_not_be_enrolled,
