@@ -111,6 +111,9 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The value of [`MANAGED_BY`].
 pub const MANAGED: &str = "byrnie";
 
+/// Annotation of the control plane's Lease: the replica that waits for it while one of an older version holds it.
+pub const WANTED_BY: &str = "byrnie.dev/wanted-by";
+
 /// OSM's: on a namespace, the name of the mesh that monitors it; enrols it where MeshConfig adopts that name.
 pub const OSM_MONITORED_BY: &str = "openservicemesh.io/monitored-by";
 

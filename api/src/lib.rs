@@ -25,6 +25,7 @@ mod selector;
 mod sidecar;
 mod status;
 mod syntax;
+mod version;
 
 pub use authorization_policy::{
     Action, AuthorizationPolicy, AuthorizationPolicySpec, Enforcement, Operation, Rule, Source,
@@ -45,3 +46,4 @@ pub use schema::crds;
 pub use selector::Selector;
 pub use sidecar::{ImageReference, LogLevel, Quantity, ResourceSettings, Resources, SidecarSettings, TerminationDelay};
 pub use status::{ACCEPTED, Condition, Status};
+pub use version::is_newer;

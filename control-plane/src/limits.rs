@@ -177,7 +177,8 @@ pub const HEALTH_REQUEST: Duration = Duration::from_secs(5);
 pub const LEASE: Duration = Duration::from_secs(30);
 /// How long before its end it is renewed: two calls of [`LEASE_CALL`] each, with their connections, fit in.
 pub const LEASE_GRACE: Duration = Duration::from_secs(13);
-/// How often a replica that does not lead looks whether the leader has given the Lease back: nobody writes until then.
+/// How often a replica that does not lead looks whether the leader has given the Lease back: nobody writes until then. The
+/// leader looks as often whether a newer version asks for it.
 pub const LEASE_LOOKED_AT: Duration = Duration::from_secs(2);
 /// Before it writes, the leader reads the Lease, unless it has within this time.
 pub const LEASE_ASKED: Duration = Duration::from_secs(5);

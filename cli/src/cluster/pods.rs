@@ -3,6 +3,8 @@
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
 
+use crate::install::VERSION_LABEL;
+
 /// Whether its proxy was injected.
 pub fn is_meshed(pod: &Pod) -> bool {
     pod.spec.as_ref().is_some_and(byrnie_api::is_meshed)
@@ -12,6 +14,14 @@ pub fn is_meshed(pod: &Pod) -> bool {
 pub fn is_finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some()
+}
+
+/// The version of one of our own pods: the tag of its image, which says what runs; where it has none, the label.
+pub fn version(pod: &Pod) -> Option<String> {
+    let image = pod.spec.as_ref()?.containers.first()?.image.as_deref()?;
+    let (image, _digest) = image.split_once('@').unwrap_or((image, ""));
+    let tag = image.rsplit_once(':').map(|(_, tag)| tag).filter(|tag| !tag.contains('/'));
+    tag.or_else(|| Some(pod.labels().get(VERSION_LABEL)?.as_str())).map(str::to_owned)
 }
 
 /// Whether its condition `Ready` is true.
@@ -58,6 +68,20 @@ mod tests {
 
     fn pod(value: serde_json::Value) -> Pod {
         serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_pods_version_is_its_images_tag() {
+        let of = |image: &str| {
+            version(&pod(json!({"metadata": {"labels": {VERSION_LABEL: "label"}},
+                "spec": {"containers": [{"name": "x", "image": image}]}})))
+        };
+        for image in ["byrnie/x:1.2.3", "registry:5000/byrnie/x:1.2.3", "byrnie/x:1.2.3@sha256:00"] {
+            assert_eq!(of(image).as_deref(), Some("1.2.3"), "{image}");
+        }
+        for image in ["byrnie/x", "registry:5000/byrnie/x", "registry:5000/byrnie/x@sha256:00"] {
+            assert_eq!(of(image).as_deref(), Some("label"), "{image}");
+        }
     }
 
     #[test]

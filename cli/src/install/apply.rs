@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use byrnie_api::is_newer;
 use byrnie_api::labels::{CONTROL_PLANE, SYSTEM_NAMESPACE};
 use byrnie_identity::TrustDomain;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
@@ -165,18 +166,6 @@ fn no_downgrade(there: &[Option<PartialObjectMeta<DynamicObject>>], values: &Val
     })
 }
 
-/// Whether one version is later than another, by their numbers; what has none is not compared.
-fn is_newer(one: &str, other: &str) -> bool {
-    let numbers = |text: &str| {
-        let mut parts = text
-            .trim_start_matches('v')
-            .splitn(3, '.')
-            .map(|part| part.split(|c: char| !c.is_ascii_digit()).next().and_then(|number| number.parse::<u64>().ok()));
-        Some((parts.next()??, parts.next()??, parts.next()??))
-    };
-    matches!((numbers(one), numbers(other)), (Some(one), Some(other)) if one > other)
-}
-
 /// A namespace or a definition that is being deleted takes nothing new: an uninstall may still be going on.
 async fn gone_if_going(
     cluster: &Cluster,
@@ -281,17 +270,6 @@ pub(super) async fn installed(cluster: &Cluster, objects: &[Manifest]) -> Result
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_compared_by_their_numbers() {
-        assert!(is_newer("0.10.0", "0.9.9"));
-        assert!(is_newer("v1.0.0", "0.9.9"));
-        assert!(!is_newer("0.1.0", "0.1.0"));
-        assert!(!is_newer("0.1.0-rc1", "0.1.0"));
-        for odd in ["", "latest", "1.2", "x.y.z", "99999999999999999999.0.0"] {
-            assert!(!is_newer(odd, "0.1.0"), "{odd}");
-        }
-    }
 
     fn found(labels: serde_json::Value) -> PartialObjectMeta<DynamicObject> {
         serde_json::from_value(serde_json::json!({"metadata": {"name": "x", "labels": labels}})).unwrap()

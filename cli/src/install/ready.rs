@@ -86,6 +86,9 @@ pub async fn deployment(cluster: &Cluster, name: &str) -> Result<Option<String>,
         return Ok(Some(format!("Deployment {SYSTEM_NAMESPACE}/{name} is missing")));
     };
     let wanted = found.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    if wanted == 0 {
+        return Ok(Some(format!("Deployment {SYSTEM_NAMESPACE}/{name} is scaled to 0 pods")));
+    }
     let status = found.status.clone().unwrap_or_default();
     let observed = status.observed_generation >= found.metadata.generation;
     let (updated, available) = (status.updated_replicas.unwrap_or(0), status.available_replicas.unwrap_or(0));

@@ -15,7 +15,7 @@ pub(crate) struct Cluster {
     pub(crate) client: Client,
     /// For the Lease: a call that hangs must not outlast the Lease itself.
     pub(crate) lease: Client,
-    /// This replica's name, another one after each start.
+    /// This replica's name, another one after each start: the pod, the version, and what tells starts apart.
     pub(crate) replica: String,
 }
 
@@ -116,14 +116,19 @@ pub(crate) fn longer(wait: Duration) -> Duration {
     wait.saturating_mul(2).min(limits::API_RETRY_MAX)
 }
 
-/// The pod's name, and something that tells this start from the one before.
+/// The pod's name, the version, and something that tells this start from the one before.
 fn replica_name() -> Result<String, String> {
     let host = std::env::var("HOSTNAME").unwrap_or_default();
     let named = !host.is_empty() && host.len() <= 253 && host.bytes().all(|byte| byte.is_ascii_graphic());
     let host = if named { host } else { byrnie_api::labels::CONTROL_PLANE.to_owned() };
     let mut bytes = [0_u8; 4];
     rand::fill(&mut bytes).map_err(|_| "the system's random source failed".to_owned())?;
-    Ok(format!("{host}_{:08x}", u32::from_be_bytes(bytes)))
+    Ok(format!("{host}_{}_{:08x}", env!("CARGO_PKG_VERSION"), u32::from_be_bytes(bytes)))
+}
+
+/// The version in a replica's name; empty where it has none.
+pub(super) fn version_of(replica: &str) -> &str {
+    replica.rsplit('_').nth(1).unwrap_or_default()
 }
 
 /// What the API server said is bounded here: it ends in logs and in answers.
@@ -160,6 +165,14 @@ mod tests {
         status.code = 404;
         assert!(!ApiError::Kube(kube::Error::Api(status.boxed())).may_pass());
         assert!(ApiError::Timeout.may_pass());
+    }
+
+    #[test]
+    fn a_replicas_name_says_its_version() {
+        assert_eq!(version_of(&replica_name().unwrap()), env!("CARGO_PKG_VERSION"));
+        for odd in ["", "pod", "pod_1a2b3c4d", "_", "a_b_c"] {
+            assert!(!byrnie_api::is_newer(version_of(odd), "0.0.0"), "{odd}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,18 +1,21 @@
 //! What enrolling a namespace would break, looked for before it does.
 
-use byrnie_api::Problem;
 use byrnie_api::labels::{CONTROL_PLANE_PORT, SYSTEM_NAMESPACE};
+use byrnie_api::{IngressPolicy, MtlsMode, MtlsPolicy, Problem, Selector};
 use byrnie_injector::inject::{NamespaceFacts, Outcome, ProxyImage, Settings, inject};
 use byrnie_proto::probes::Nonce;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
-use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyEgressRule};
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicySpec};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::{facts, mend, pods};
 use crate::cluster::Cluster;
@@ -63,11 +66,12 @@ pub async fn findings(cluster: &Cluster, namespace: &Namespace) -> Result<Vec<Fi
     let policies = cluster.list("list NetworkPolicies", &policies, &everything).await?;
     for (caller, service, port) in called_by_the_api_server(cluster, namespace).await? {
         let named = services.iter().find(|each| each.name_any() == service);
-        found.push(api_server_calls(namespace, &caller, &service, port, named, &pods));
+        found.extend(api_server_calls(namespace, &caller, &service, port, named, &pods));
     }
+    let opened = opened(cluster, namespace).await?;
     found.extend(pods.iter().filter(|pod| !pods::is_finished(pod)).flat_map(|pod| of_pod(pod, &facts, &settings)));
-    found.extend(policies.iter().filter_map(|policy| of_policy(namespace, policy)));
-    found.extend(services.iter().filter_map(|service| of_service(namespace, service)));
+    found.extend(policies.iter().filter_map(|policy| of_policy(namespace, policy, &policies)));
+    found.extend(services.iter().filter_map(|service| of_service(namespace, service, &opened)));
     // Several pods of one Deployment say the same.
     found.sort_by(|one, other| {
         (other.gravity, &one.about, &one.problem).cmp(&(one.gravity, &other.about, &other.problem))
@@ -150,8 +154,13 @@ fn api_server_calls(
     port: i32,
     found: Option<&Service>,
     pods: &[Pod],
-) -> Finding {
+) -> Option<Finding> {
     let behind = found.map(|service| mend::behind(service, port, pods));
+    if let (Some(service), Some((Some(number), _))) = (found, &behind)
+        && mend::is_excluded(service, *number, pods)
+    {
+        return None;
+    }
     let mend = match behind {
         Some((Some(number), Some(workload))) => mend::exclude_inbound(namespace, &workload, number),
         _ => format!(
@@ -159,14 +168,14 @@ fn api_server_calls(
              pod, not of the Service)"
         ),
     };
-    Finding {
+    Some(Finding {
         gravity: Gravity::Breaks,
         about: format!("Service {service}"),
         problem: format!(
             "the API server calls port {port} for {caller}, and has no identity of the mesh: it would be refused"
         ),
         mend: Some(mend),
-    }
+    })
 }
 
 /// What admission would say of the pod, by the function that it asks; and who would be refused by it.
@@ -202,17 +211,22 @@ fn of_pod(pod: &Pod, namespace: &NamespaceFacts, settings: &Settings) -> Vec<Fin
     found
 }
 
-/// An egress policy that has no rule for the control plane or for DNS keeps a pod from becoming ready.
-fn of_policy(namespace: &str, policy: &NetworkPolicy) -> Option<Finding> {
-    let spec = policy.spec.as_ref()?;
-    let restricts = match &spec.policy_types {
+/// An egress policy that has no rule for the control plane or for DNS keeps a pod from becoming ready. Policies add up:
+/// what another one for the same pods lets out is let out.
+fn of_policy(namespace: &str, policy: &NetworkPolicy, all: &[NetworkPolicy]) -> Option<Finding> {
+    let restricts = |spec: &NetworkPolicySpec| match &spec.policy_types {
         Some(types) => types.iter().any(|each| each == "Egress"),
         None => spec.egress.is_some(),
     };
-    let rules = spec.egress.as_deref().unwrap_or_default();
+    let spec = policy.spec.as_ref().filter(|spec| restricts(spec))?;
+    let pods = |spec: &NetworkPolicySpec| spec.pod_selector.clone().unwrap_or_default();
+    let every = LabelSelector::default();
+    let specs = all.iter().filter_map(|other| other.spec.as_ref()).filter(|other| restricts(other));
+    let same = specs.filter(|other| pods(other) == every || pods(other) == pods(spec));
+    let rules: Vec<&NetworkPolicyEgressRule> = same.flat_map(|other| other.egress.iter().flatten()).collect();
     let control_plane = rules.iter().any(|rule| opens(rule, i32::from(CONTROL_PLANE_PORT), "TCP", SYSTEM_NAMESPACE));
     let dns = rules.iter().any(|rule| opens(rule, DNS_PORT, "UDP", "kube-system"));
-    if !restricts || (control_plane && dns) {
+    if control_plane && dns {
         return None;
     }
     let named = format!("the control plane (TCP {CONTROL_PLANE_PORT} in {SYSTEM_NAMESPACE})");
@@ -259,9 +273,29 @@ fn opens(rule: &NetworkPolicyEgressRule, port: i32, protocol: &str, namespace: &
     port_open && peer_open
 }
 
-fn of_service(namespace: &str, service: &Service) -> Option<Finding> {
-    let kind = service.spec.as_ref()?.type_.as_deref()?;
-    matches!(kind, "NodePort" | "LoadBalancer").then(|| Finding {
+/// Which pods somebody has thought of already: those that take plaintext now, or clients with a certificate of the mesh.
+async fn opened(cluster: &Cluster, namespace: &str) -> Result<Vec<Selector>, Failure> {
+    let everything = ListParams::default();
+    let now = OffsetDateTime::now_utc();
+    let api: Api<MtlsPolicy> = Api::namespaced(cluster.client(), namespace);
+    let mtls = cluster.list("list MtlsPolicies", &api, &everything).await?.into_iter().map(|policy| policy.spec);
+    let mtls = mtls.filter(|spec| spec.mode == MtlsMode::Permissive && spec.port.is_none());
+    let mtls = mtls.filter(|spec| match &spec.until {
+        Some(until) => OffsetDateTime::parse(until, &Rfc3339).is_ok_and(|until| until > now),
+        None => true,
+    });
+    let api: Api<IngressPolicy> = Api::namespaced(cluster.client(), namespace);
+    let ingress = cluster.list("list IngressPolicies", &api, &everything).await?.into_iter();
+    let ingress = ingress.map(|policy| policy.spec.selector);
+    Ok(mtls.map(|spec| spec.selector).chain(ingress).map(Option::unwrap_or_default).collect())
+}
+
+fn of_service(namespace: &str, service: &Service, opened: &[Selector]) -> Option<Finding> {
+    let spec = service.spec.as_ref()?;
+    let kind = spec.type_.as_deref()?;
+    let pods = spec.selector.clone().unwrap_or_default();
+    let is_open = opened.iter().any(|selector| selector.matches(&pods));
+    (matches!(kind, "NodePort" | "LoadBalancer") && !is_open).then(|| Finding {
         gravity: Gravity::Breaks,
         about: format!("Service {}", service.name_any()),
         problem: format!(
@@ -278,8 +312,43 @@ mod tests {
     use serde_json::json;
 
     fn policy(spec: serde_json::Value) -> Option<Finding> {
-        let object = json!({"metadata": {"name": "egress"}, "spec": spec});
-        of_policy("shop", &serde_json::from_value(object).unwrap())
+        beside(spec, &[])
+    }
+
+    fn beside(spec: serde_json::Value, others: &[serde_json::Value]) -> Option<Finding> {
+        let policy = |spec| serde_json::from_value(json!({"metadata": {"name": "egress"}, "spec": spec})).unwrap();
+        let all: Vec<NetworkPolicy> = [&spec].into_iter().chain(others).map(policy).collect();
+        of_policy("shop", &all[0], &all)
+    }
+
+    #[test]
+    fn what_mends_a_finding_ends_it() {
+        let shut = json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Egress"]});
+        let opens = |pods: serde_json::Value| json!({"podSelector": pods, "policyTypes": ["Egress"], "egress": [{}]});
+        assert_eq!(beside(shut.clone(), &[opens(json!({}))]), None);
+        assert_eq!(beside(shut.clone(), &[opens(json!({"matchLabels": {"app": "web"}}))]), None);
+        assert!(beside(shut, &[opens(json!({"matchLabels": {"app": "other"}}))]).is_some());
+
+        let outside: Service = serde_json::from_value(json!({"metadata": {"name": "web"}, "spec": {"type": "NodePort",
+            "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}}))
+        .unwrap();
+        let selector = |app: &str| Selector { match_labels: [("app".to_owned(), app.to_owned())].into() };
+        assert!(of_service("shop", &outside, &[]).is_some());
+        assert!(of_service("shop", &outside, &[selector("other")]).is_some());
+        for opened in [selector("web"), Selector::default()] {
+            assert_eq!(of_service("shop", &outside, &[opened]), None);
+        }
+
+        let pod = |ports: &str| -> Pod {
+            serde_json::from_value(json!({"metadata": {"labels": {"app": "web"},
+                "annotations": {"byrnie.dev/exclude-inbound-ports": ports}}, "spec": {"containers": []}}))
+            .unwrap()
+        };
+        let calls = |pods: &[Pod]| api_server_calls("shop", "x", "web", 80, Some(&outside), pods);
+        assert_eq!(calls(&[pod("9090, 8080")]), None);
+        for pods in [vec![pod("80")], vec![pod("8080"), pod("")], Vec::new()] {
+            assert!(calls(&pods).is_some(), "{pods:?}");
+        }
     }
 
     #[test]
@@ -365,7 +434,7 @@ mod tests {
             "ownerReferences": [{"kind": "ReplicaSet", "name": "hook-5d4f8c7b9", "apiVersion": "apps/v1", "uid": ""}]},
             "spec": {"containers": [{"name": "hook", "ports": [{"name": "https", "containerPort": 9443}]}]}}));
         let found = api_server_calls("shop", "APIService v1.x", "hook", 443, Some(&service.unwrap()), &[pod.unwrap()]);
-        let mend = found.mend.unwrap();
+        let mend = found.unwrap().mend.unwrap();
         assert!(mend.contains("deployment/hook") && mend.contains("9443"), "{mend}");
     }
 }

@@ -1,19 +1,18 @@
 //! The commands and objects that mend what [`super::look`] finds.
 
-use byrnie_api::labels::{CONTROL_PLANE_PORT, SYSTEM_NAMESPACE};
+use byrnie_api::labels::{CONTROL_PLANE_PORT, EXCLUDE_INBOUND_PORTS, OSM_EXCLUDE_INBOUND_PORTS, SYSTEM_NAMESPACE};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
+
+use crate::cluster::pods::is_finished;
 
 /// The port of the pods behind a Service's port, and the workload that they are of, as kubectl names it.
 pub(super) fn behind(service: &Service, port: i32, pods: &[Pod]) -> (Option<i32>, Option<String>) {
     let Some(spec) = &service.spec else {
         return (None, None);
     };
-    let selector = spec.selector.clone().unwrap_or_default();
-    let selected =
-        |pod: &&Pod| !selector.is_empty() && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
-    let pod = pods.iter().find(selected);
+    let pod = selected(service, pods).next();
     let target = spec
         .ports
         .iter()
@@ -30,6 +29,26 @@ pub(super) fn behind(service: &Service, port: i32, pods: &[Pod]) -> (Option<i32>
         None => None,
     };
     (number, pod.and_then(workload))
+}
+
+/// Whether every pod behind a Service has that port out of the mesh, by [`exclude_inbound`] or otherwise. Without pods
+/// nothing is known.
+pub(super) fn is_excluded(service: &Service, port: i32, pods: &[Pod]) -> bool {
+    let is_named = |pod: &Pod| {
+        let listed = [EXCLUDE_INBOUND_PORTS, OSM_EXCLUDE_INBOUND_PORTS].map(|key| pod.annotations().get(key));
+        let mut ports = listed.into_iter().flatten().flat_map(|list| list.split(','));
+        ports.any(|each| each.trim().parse() == Ok(port))
+    };
+    let mut behind = selected(service, pods).filter(|pod| !is_finished(pod)).peekable();
+    behind.peek().is_some() && behind.all(is_named)
+}
+
+/// The pods behind a Service.
+fn selected<'a>(service: &Service, pods: &'a [Pod]) -> impl Iterator<Item = &'a Pod> {
+    let selector = service.spec.as_ref().and_then(|spec| spec.selector.clone()).unwrap_or_default();
+    pods.iter().filter(move |pod| {
+        !selector.is_empty() && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value))
+    })
 }
 
 /// The workload that a pod is of: `deployment/web`. `None` for one that nobody makes anew.

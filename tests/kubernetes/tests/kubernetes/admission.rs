@@ -155,6 +155,56 @@ pub(crate) async fn what_can_not_work_or_tries_to_get_around_is_refused_with_its
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Another one that changes pods. It is a policy, whose turn comes before the webhooks'; asked again after ours, it adds
+/// containers, and what has changed then has the API server ask ours again.
+const LATER: &str = r#"
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicy
+metadata: { name: later.example }
+spec:
+  reinvocationPolicy: IfNeeded
+  failurePolicy: Fail
+  matchConstraints: { resourceRules: [{ apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods] }] }
+  mutations:
+    - patchType: ApplyConfiguration
+      applyConfiguration:
+        expression: >-
+          has(object.spec.initContainers) && object.spec.initContainers.exists(c, c.name == 'byrnie-proxy')
+          ? Object{spec: Object.spec{
+              containers: [Object.spec.containers{name: "later", image: "later", readinessProbe:
+                Object.spec.containers.readinessProbe{httpGet:
+                  Object.spec.containers.readinessProbe.httpGet{path: "/healthz", port: 8090}}}],
+              initContainers: [Object.spec.initContainers{name: "a-first", image: "first"}]}}
+          : Object{spec: Object.spec{priority: 0}}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicyBinding
+metadata: { name: later.example }
+spec: { policyName: later.example }
+"#;
+
+pub(crate) async fn what_is_added_after_the_proxy_is_looked_at_too(world: World) {
+    let (cluster, _control_plane, _injector) = Cluster::running(&world).await;
+    cluster.enrolled("shop").await;
+    cluster.apply(LATER);
+    let pod = eventually("the policy is in force", Duration::from_secs(4), async || {
+        let pod = Pod::create(&cluster.api, "shop", "web", "web").await.expect("a pod");
+        let containers = pod.object["spec"]["containers"].as_array().unwrap();
+        if containers.iter().any(|container| container["name"] == "later") {
+            return Some(pod);
+        }
+        cluster.api.delete(&pod.path()).await.unwrap();
+        None
+    })
+    .await;
+    assert_eq!(init_containers(&pod.object)[..2], ["byrnie-capture", "byrnie-proxy"]);
+    assert_eq!(init_containers(&pod.object).iter().filter(|name| name.starts_with("byrnie-")).count(), 2);
+    let containers = pod.object["spec"]["containers"].as_array().unwrap();
+    let later = containers.iter().find(|container| container["name"] == "later").unwrap();
+    let path = later["readinessProbe"]["httpGet"]["path"].as_str().unwrap();
+    assert!(path.starts_with("/probe/") && path.contains("/later/"), "{path}");
+}
+
 pub(crate) async fn a_dead_injector_stops_enrolled_namespaces_only(world: World) {
     let (cluster, _control_plane, injector) = Cluster::running(&world).await;
     cluster.enrolled("shop").await;

@@ -47,6 +47,7 @@ const SENTENCES: &[Scenario] = sentences![
         a_dry_run_shows_the_proxy_and_leaves_nothing,
         a_pod_on_its_nodes_network_passes_by_with_a_warning,
         what_can_not_work_or_tries_to_get_around_is_refused_with_its_field,
+        what_is_added_after_the_proxy_is_looked_at_too,
         a_dead_injector_stops_enrolled_namespaces_only,
         an_expired_serving_certificate_is_replaced_by_the_control_plane,
         the_namespaces_that_bring_the_mesh_up_can_not_be_enrolled,
@@ -70,6 +71,8 @@ const SENTENCES: &[Scenario] = sentences![
     replicas: [
         when_the_leader_dies_the_other_writes_on,
         what_one_replica_issued_another_renews_while_the_api_server_is_away,
+        a_leader_hands_over_to_a_newer_version_and_leads_again_where_none_is_left,
+        a_replica_asks_an_older_leader_for_the_lease_and_writes_when_it_has_it,
     ],
     outage: [
         what_changed_while_nobody_watched_is_seen,

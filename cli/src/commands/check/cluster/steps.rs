@@ -45,17 +45,40 @@ pub(super) async fn installation(cluster: &Cluster) -> Step {
         Ok(None) => return Step::failed(check, "Byrnie is not installed in this cluster", "byrnie install"),
         Err(failure) => return Step::from_failure(check, &failure),
     };
-    let version = found.labels().get(VERSION_LABEL).map_or("unknown", String::as_str).to_owned();
-    let own = env!("CARGO_PKG_VERSION");
-    if version == own {
-        return Step::ok(check, format!("version {version}"));
+    let version = found.labels().get(VERSION_LABEL).map_or("unknown", String::as_str);
+    let api: Api<Pod> = Api::namespaced(cluster.client(), SYSTEM_NAMESPACE);
+    let params = ListParams::default().labels("app.kubernetes.io/name=byrnie");
+    match cluster.list("list our pods", &api, &params).await {
+        Ok(pods) => versions(check, version, &pods),
+        Err(failure) => Step::from_failure(check, &failure),
     }
-    let version = crate::cluster::printable(&version);
-    Step::warning(
-        check,
-        format!("version {version}, and this program is {own}"),
-        "byrnie upgrade, or that version's byrnie",
-    )
+}
+
+/// Whether what is installed, what runs and this program are of one version.
+fn versions(check: &'static str, installed: &str, pods: &[Pod]) -> Step {
+    let own = env!("CARGO_PKG_VERSION");
+    let others = pods.iter().filter(|each| !pod::is_finished(each));
+    let others = others.filter_map(|each| Some((each, pod::version(each).filter(|found| found != installed)?)));
+    let others: Vec<String> = others.map(|(each, found)| format!("{} ({found})", each.name_any())).collect();
+    let printed = crate::cluster::printable(installed);
+    if !others.is_empty() {
+        let others: Vec<&str> = others.iter().map(String::as_str).collect();
+        return Step::warning(
+            check,
+            crate::cluster::printable(&format!("version {printed}, and pods of others: {}", named(&others))),
+            format!(
+                "kubectl -n {SYSTEM_NAMESPACE} rollout status deployment; where no update is going on, byrnie upgrade"
+            ),
+        );
+    }
+    if installed != own {
+        return Step::warning(
+            check,
+            format!("version {printed}, and this program is {own}"),
+            "byrnie upgrade, or that version's byrnie",
+        );
+    }
+    Step::ok(check, format!("version {printed}"))
 }
 
 pub(super) async fn definitions(cluster: &Cluster) -> Step {
@@ -369,6 +392,29 @@ mod tests {
         assert_eq!(step.outcome, Outcome::Warning);
         assert!(step.found.contains("shop/web"));
         assert!(ending(&observed(0, 1_000), None, 2_000).is_some(), "expired");
+    }
+
+    fn of_ours(name: &str, image: &str) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": name, "labels": {VERSION_LABEL: "0.1.0"}},
+            "spec": {"containers": [{"name": "x", "image": image}]}}))
+        .unwrap()
+    }
+
+    #[test]
+    fn pods_of_another_version_than_is_installed_are_named() {
+        let own = env!("CARGO_PKG_VERSION");
+        let ours = of_ours("a", &format!("registry:5000/byrnie/control-plane:{own}"));
+        let step = versions("x", own, std::slice::from_ref(&ours));
+        assert_eq!((step.outcome, step.found), (Outcome::Ok, format!("version {own}")));
+
+        let mut gone = of_ours("c", "byrnie/injector:0.0.2");
+        gone.metadata.deletion_timestamp = serde_json::from_value(json!("2030-01-01T00:00:00Z")).unwrap();
+        let step = versions("x", own, &[ours, of_ours("b", "byrnie/control-plane:0.0.1"), gone]);
+        assert_eq!(step.outcome, Outcome::Warning);
+        assert_eq!(step.found, format!("version {own}, and pods of others: b (0.0.1)"));
+
+        let step = versions("x", "99.0.0", &[of_ours("a", "byrnie/injector:99.0.0")]);
+        assert!(step.outcome == Outcome::Warning && step.found.contains(own), "{step:?}");
     }
 
     #[test]
