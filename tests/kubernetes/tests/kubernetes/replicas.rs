@@ -92,6 +92,8 @@ pub(crate) async fn what_one_replica_issued_another_renews_while_the_api_server_
         let refused = ask(token, svid).await.expect_err(what);
         assert_eq!(refused.code(), code, "{what}: {refused:?}");
     }
+}
+
 pub(crate) async fn a_leader_hands_over_to_a_newer_version_and_leads_again_where_none_is_left(world: World) {
     let (cluster, control_plane, _injector) = Cluster::running(&world).await;
     cluster.enrolled("shop").await;
