@@ -159,12 +159,17 @@ fn if_here<T>(
     };
     // Without the programs there can still be rules; legacy tables that
     // somebody else has made are no reason to want the programs.
-    if !has_anything(variant, tried)? {
+    let there = has_anything(variant, tried)?;
+    if there == Some(false) {
         return Ok(None);
     }
     match IpTables::find(variant) {
         Err(_) if variant == Variant::Legacy => Ok(None),
-        found => work(&found?).map(Some),
+        found => match work(&found?) {
+            // A kernel that has these tables for one family, or not at all.
+            Err(error) if there.is_none() && error.is_not_here() => Ok(None),
+            other => other.map(Some),
+        },
     }
 }
 

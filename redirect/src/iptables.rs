@@ -70,7 +70,7 @@ impl IpTables {
 
     /// What each family has, as its program saves it.
     fn save(&self, tried: &'static str) -> Result<[Saved; 2], CaptureError> {
-        if !has_anything(self.variant, tried)? {
+        if has_anything(self.variant, tried)? == Some(false) {
             return Ok([Saved::default(), Saved::default()]);
         }
         let read = |programs: &Programs| -> Result<Saved, CaptureError> {
@@ -154,10 +154,11 @@ impl Capture for IpTables {
 
 /// Whether there can be anything of ours, asked of the kernel: that works where
 /// the programs are missing, makes no tables, and does not fail because of what
-/// others have in tables that iptables can't read.
-pub(crate) fn has_anything(variant: Variant, tried: &'static str) -> Result<bool, CaptureError> {
+/// others have in tables that iptables can't read. `None`: the kernel does not
+/// tell.
+pub(crate) fn has_anything(variant: Variant, tried: &'static str) -> Result<Option<bool>, CaptureError> {
     match variant {
-        Variant::Nft => has_chain(text::PREFIX, tried),
+        Variant::Nft => has_chain(text::PREFIX, tried).map(Some),
         Variant::Legacy => Ok(program::has_legacy_tables()),
     }
 }

@@ -76,17 +76,19 @@ impl Programs {
     }
 }
 
-/// Whether this network namespace has tables of the legacy variant. To ask the
-/// program would make them.
-pub(super) fn has_legacy_tables() -> bool {
-    // Where the files are missing the kernel has none; where they can't be
-    // read, the program will say why.
-    let may_have = |family: &str| match std::fs::read_to_string(format!("/proc/thread-self/net/{family}_tables_names"))
-    {
-        Ok(names) => !names.trim().is_empty(),
-        Err(error) => error.kind() != io::ErrorKind::NotFound,
-    };
-    may_have("ip") || may_have("ip6")
+/// Whether this network namespace has tables of the legacy variant, where that
+/// may be known: only real root may read their names. To ask the program would
+/// make them.
+pub(super) fn has_legacy_tables() -> Option<bool> {
+    let names = ["ip", "ip6"].map(|family| {
+        match std::fs::read_to_string(format!("/proc/thread-self/net/{family}_tables_names")) {
+            Ok(names) => Some(!names.trim().is_empty()),
+            // The kernel has none.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(false),
+            Err(_) => None,
+        }
+    });
+    if names.contains(&Some(true)) { Some(true) } else { names.into_iter().collect::<Option<Vec<_>>>().map(|_| false) }
 }
 
 fn run(program: &Path, args: &[&str], input: &str, tried: &'static str) -> Result<String, CaptureError> {
