@@ -2,6 +2,8 @@
 //!
 //! The certificate vouches for itself and is trusted as such, so no authority of the mesh is trusted for webhooks. A new
 //! one is trusted before it is served: first both webhook configurations get it, beside the present one, then the Secret.
+//! The present one is what the injector serves, whatever has become of the Secret: the kubelet takes up to a minute to
+//! bring it another.
 
 use std::{
     collections::BTreeMap,
@@ -51,7 +53,7 @@ struct Plan {
 struct Served {
     /// PEM, of this name, with its key, and still valid.
     current: Option<(String, CertificateFacts)>,
-    /// PEM, and still valid.
+    /// PEM, and still valid; where there is no current one, what the injector serves all the same.
     previous: Option<String>,
 }
 
@@ -116,7 +118,9 @@ impl Writer for WebhookCertificate {
         let Some(found) = failures.keep(&secret_name, call(secrets.get_opt(INJECTOR_SECRET)).await) else {
             return failures;
         };
-        let (metadata, served) = match found {
+        let mutating: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        let validating: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
+        let (metadata, mut served) = match found {
             Some(mut secret) => {
                 let served = Served::read(&mut secret, plane.clock.wall());
                 ca::wipe(&mut secret);
@@ -124,11 +128,13 @@ impl Writer for WebhookCertificate {
             }
             None => (None, Served::default()),
         };
+        if served.current.is_none() {
+            let found = failures.keep(format!("MutatingWebhookConfiguration {INJECTOR}"), trusted(&mutating).await);
+            served.previous = still_served(&found.unwrap_or_default(), plane.clock.wall());
+        }
         let Some(plan) = failures.keep(&secret_name, Plan::of(served, plane.clock.wall())) else {
             return failures;
         };
-        let mutating: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
-        let validating: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
         let trusted = plan.trusted.as_bytes();
         failures.keep(format!("MutatingWebhookConfiguration {INJECTOR}"), trust(&mutating, trusted).await);
         failures.keep(format!("ValidatingWebhookConfiguration {INJECTOR}"), trust(&validating, trusted).await);
@@ -152,9 +158,10 @@ impl Plan {
         }
         let made =
             SelfSigned::server(DNS_NAME, now, limits::INJECTOR_CERTIFICATE).map_err(|error| error.to_string())?;
-        let (current, _) = kept(served);
-        let trusted = [Some(made.certificate.clone()), current.clone()].into_iter().flatten().collect();
-        Ok(Self { trusted, renewed: Some((made, current)) })
+        let (current, previous) = kept(served);
+        let present = current.or(previous);
+        let trusted = [Some(made.certificate.clone()), present.clone()].into_iter().flatten().collect();
+        Ok(Self { trusted, renewed: Some((made, present)) })
     }
 }
 
@@ -177,6 +184,12 @@ fn one(text: &[u8], now: SystemTime) -> Option<(String, CertificateFacts)> {
     };
     let facts = CertificateFacts::read(certificate).ok()?;
     (facts.dns_names == [DNS_NAME] && facts.is_valid(now)).then(|| (certificate_to_pem(certificate), facts))
+}
+
+/// Of what the API server trusts, newest first, the certificate that the injector serves.
+fn still_served(bundle: &[u8], now: SystemTime) -> Option<String> {
+    let certificates = certificates_from_pem(bundle).ok()?;
+    certificates.iter().find_map(|each| one(certificate_to_pem(each).as_bytes(), now)).map(|(pem, _)| pem)
 }
 
 fn is_due(facts: &CertificateFacts, now: SystemTime) -> bool {
@@ -206,6 +219,13 @@ impl Configuration for ValidatingWebhookConfiguration {
             .map(|hook| (hook.name.as_str(), hook.client_config.ca_bundle.as_ref().map(|b| b.0.as_slice())))
             .collect()
     }
+}
+
+/// What the API server trusts.
+async fn trusted<C: Configuration>(api: &Api<C>) -> Result<Vec<u8>, ApiError> {
+    let found = call(api.get_opt(INJECTOR)).await?;
+    let first = found.as_ref().and_then(|found| found.webhooks().into_iter().find_map(|(_, bundle)| bundle));
+    Ok(first.map(<[u8]>::to_vec).unwrap_or_default())
 }
 
 /// Has the API server trust these certificates in every webhook of the configuration. One that is not there (not
@@ -277,6 +297,23 @@ mod tests {
         assert!(after.renewed.is_none() && after.trusted.contains(&made.certificate));
         let later = plan(secret(&next, previous.as_deref()), start() + 29 * DAY);
         assert!(later.trusted.contains(&made.certificate));
+    }
+
+    #[test]
+    fn what_the_injector_serves_stays_trusted_though_the_secret_is_damaged() {
+        let first = SelfSigned::server(DNS_NAME, start(), limits::INJECTOR_CERTIFICATE).unwrap();
+        let second = SelfSigned::server(DNS_NAME, start() + DAY, limits::INJECTOR_CERTIFICATE).unwrap();
+        let foreign = SelfSigned::server("evil.example", start(), limits::INJECTOR_CERTIFICATE).unwrap();
+        let bundle = [&foreign, &second, &first].map(|made| made.certificate.as_str()).concat();
+        let served = still_served(bundle.as_bytes(), start() + 2 * DAY);
+        assert_eq!(served.as_deref(), Some(second.certificate.as_str()));
+        let plan = Plan::of(Served { current: None, previous: served.clone() }, start() + 2 * DAY).unwrap();
+        let (next, previous) = plan.renewed.unwrap();
+        assert!(plan.trusted.contains(&next.certificate) && plan.trusted.contains(&second.certificate));
+        assert_eq!(previous, served);
+        for (bundle, now) in [(bundle.as_str(), start() + 40 * DAY), ("", start()), ("no PEM", start())] {
+            assert_eq!(still_served(bundle.as_bytes(), now), None);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ sentences_failures() {
   sentence a_killed_proxy_comes_back "a proxy that is killed comes back, and nothing passes in plaintext meanwhile"
   sentence without_the_injector_the_rest_goes_on "without an injector only new pods of enrolled namespaces wait"
   sentence without_the_control_plane_connections_go_on "without a control plane meshed pods go on talking"
+  sentence a_damaged_certificate_is_replaced "damage to the webhooks' certificate is mended in seconds, and no pod is refused meanwhile"
   sentence what_can_not_work_is_refused "pods that can not work in the mesh are refused with the reason"
 }
 
@@ -51,6 +52,30 @@ without_the_control_plane_connections_go_on() {
   kubectl -n byrnie-system scale deploy/byrnie-control-plane --replicas=2
   ready byrnie-system deploy/byrnie-control-plane
   eventually 5 "$BYRNIE" check
+}
+
+# By the kubelet's own time: the injector serves its last good certificate until the new one has come to it.
+a_damaged_certificate_is_replaced() {
+  local before begun
+  eventually 5 "$BYRNIE" check
+  before=$(served_certificate)
+  kubectl -n byrnie-system patch secret byrnie-injector-tls -p '{"data": {"tls.crt": "AAAA", "tls.key": "AAAA"}}'
+  begun=$(now)
+  until certificate_is_new "$before"; do
+    (($(now) - begun < 50000)) || fail "it was not replaced"
+    expect kubectl -n shop run asked --image="$IMAGE" --dry-run=server
+  done
+  echo "figure: the damaged certificate was replaced after $(($(now) - begun)) ms"
+  for _ in 1 2 3 4 5; do expect kubectl -n shop run asked --image="$IMAGE" --dry-run=server; done
+  expect "$BYRNIE" check
+}
+
+served_certificate() { kubectl -n byrnie-system get secret byrnie-injector-tls -o 'jsonpath={.data.tls\.crt}'; }
+
+certificate_is_new() {
+  local found
+  found=$(served_certificate)
+  [[ $found != AAAA && $found != "$1" ]]
 }
 
 what_can_not_work_is_refused() {
