@@ -12,10 +12,14 @@ sentences_probes() {
   sentence hooks_run "postStart and preStop hooks by HTTP are performed"
 }
 
-probes_pass() {
+ensure_probes() {
   enrolled probes
   probed | apply probes
   for each in "${PROBES[@]}"; do ready probes "deploy/$each"; done
+}
+
+probes_pass() {
+  ensure_probes
   # All of that with a port that nobody outside of the mesh may call.
   turned_away legacy stranger "http://$(ip_of probes "$(pod_of probes http)"):8080/healthz"
 }
@@ -55,6 +59,7 @@ END
 
 probes_fail() {
   local each
+  ensure_probes
   for each in "${PROBES[@]}"; do inside probes "$(pod_of probes "$each")" touch /tmp/unhealthy; done
   for each in "${PROBES[@]}"; do eventually 5 is_not_ready "$each"; done
   for each in "${PROBES[@]}"; do inside probes "$(pod_of probes "$each")" rm /tmp/unhealthy; done
@@ -65,6 +70,7 @@ is_not_ready() { [[ $(kubectl -n probes get deploy "$1" -o 'jsonpath={.status.re
 
 # `/slow` answers after 2 s.
 probes_keep_to_their_container() {
+  enrolled probes
   cat << END | apply probes
 apiVersion: v1
 kind: Pod
@@ -98,6 +104,7 @@ hasty_is_unhealthy() {
 }
 
 liveness_restarts() {
+  enrolled probes
   cat << END | apply probes
 apiVersion: v1
 kind: Pod
@@ -122,6 +129,7 @@ END
 was_restarted() { [[ $(kubectl -n probes get pod mortal -o 'jsonpath={.status.containerStatuses[0].restartCount}') -ge 1 ]]; }
 
 hooks_run() {
+  enrolled probes
   cat << END | apply probes
 apiVersion: v1
 kind: Pod

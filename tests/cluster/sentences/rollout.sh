@@ -92,11 +92,13 @@ the_control_plane_rolls_unseen() {
   local code=0 asking
   ensure_rolling
   rm -f "$work/rolled"
-  ask_the_webhook > "$work/asked.out" 2>&1 &
+  ask_the_webhook > "$work/asked.out" 2> "$work/asked.err" &
   asking=$!
-  while_loaded roll_byrnie || code=$?
+  # In the background, so that what fails does not end this sentence before the other one.
+  while_loaded roll_byrnie &
+  wait $! || code=$?
   touch "$work/rolled"
-  wait $asking || { cat "$work/asked.out"; fail "the webhook did not always answer"; }
+  wait $asking || { cat "$work/asked.out" "$work/asked.err"; fail "the webhook did not always answer"; }
   echo "figure: $(tail -n 1 "$work/asked.out")"
   return $code
 }

@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2154
 
 # All namespaces that the sentences make.
-NAMESPACES=(shop work probes roll rules legacy ingress platform leaving)
+NAMESPACES=(shop work probes roll rules legacy ingress platform tangled leaving)
 
 fail() {
   echo "$*"

@@ -18,13 +18,18 @@ sentences_workloads() {
   sentence idle_and_half_closed_connections_live_on "connections that idle, and that are half closed, live on"
 }
 
-workloads_come_up() {
+ensure_work() {
+  ! kubectl -n work get pod with-init &> /dev/null || return 0
   enrolled work
   {
     client caller && echo --- && app plain
     stateful_set && daemon_set && jobs && many && with_init
   } | apply work
   ready work pod/caller deploy/plain sts/db ds/agent deploy/many pod/with-init
+}
+
+workloads_come_up() {
+  ensure_work
   for each in db-0 caller with-init; do is_meshed work $each || fail "$each has no proxy"; done
 }
 
@@ -145,13 +150,18 @@ END
 }
 
 stateful_sets_are_called_by_name() {
+  ensure_work
   for each in db-0 db-1; do holds "$(get work caller "http://$each.db:8080/")" $each; done
   get work caller http://db:8080/
 }
 
-daemon_sets_are_called() { holds "$(get work caller http://agent/)" agent; }
+daemon_sets_are_called() {
+  ensure_work
+  holds "$(get work caller http://agent/)" agent
+}
 
 jobs_complete() {
+  ensure_work
   kubectl -n work create job --from=cronjob/often from-cron
   for each in once from-cron; do
     kubectl -n work wait --for=condition=Complete "job/$each" --timeout=60s || {
@@ -162,11 +172,13 @@ jobs_complete() {
 }
 
 init_containers_have_the_network() {
+  ensure_work
   holds "$(kubectl -n work logs with-init -c migrate)" plain
   eventually 6 edge work default plain
 }
 
 an_api_token_is_not_needed() {
+  ensure_work
   client tokenless | sed 's/^spec:/&\n  automountServiceAccountToken: false/' | apply work
   ready work pod/tokenless
   is_meshed work tokenless || fail "it has no proxy"
@@ -176,12 +188,14 @@ an_api_token_is_not_needed() {
 }
 
 several_containers_and_services() {
+  ensure_work
   holds "$(get work caller http://first/)" one
   holds "$(get work caller http://first:81/)" two
   holds "$(get work caller http://second:8080/)" two
 }
 
 pods_are_called_by_address() {
+  ensure_work
   local ip
   ip=$(ip_of work "$(pod_of work many)")
   holds "$(get work caller "http://$ip:8082/")" two
@@ -189,12 +203,14 @@ pods_are_called_by_address() {
 }
 
 external_names_lead_there() {
+  ensure_work
   kubectl -n work create service externalname elsewhere --external-name orders.shop.svc.cluster.local --dry-run=client -o yaml |
     apply work
   holds "$(get work caller http://elsewhere/)" orders
 }
 
 services_without_selectors_lead_there() {
+  ensure_work
   cat << END | apply work
 apiVersion: v1
 kind: Service
@@ -214,6 +230,7 @@ END
 }
 
 node_ports_reach_the_mesh() {
+  ensure_work
   kubectl -n work patch service plain -p '{"spec": {"type": "NodePort"}}'
   local port node
   port=$(kubectl -n work get service plain -o 'jsonpath={.spec.ports[0].nodePort}')
@@ -224,6 +241,7 @@ node_ports_reach_the_mesh() {
 
 # Of the documentation's range: nothing answers there but Kubernetes itself.
 external_addresses_reach_the_mesh() {
+  ensure_work
   local each
   cat << END | apply work
 apiVersion: v1
@@ -241,6 +259,7 @@ END
 }
 
 host_network_pods_pass_by() {
+  ensure_work
   local said
   said=$(kubectl -n work apply -f - 2>&1 << END
 apiVersion: v1
@@ -259,6 +278,7 @@ END
 }
 
 idle_and_half_closed_connections_live_on() {
+  ensure_work
   holds "$(inside work caller sh -c 'printf "to the end\n" | timeout 10 nc plain 9000')" "to the end"
   holds "$(inside work caller sh -c '(sleep 3; echo late) | timeout 10 nc plain 9000')" late
 }
