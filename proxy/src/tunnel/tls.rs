@@ -75,6 +75,8 @@ pub(crate) struct Tls {
     read_size: usize,
     peer_end: PeerEnd,
     close_sent: bool,
+    /// rustls has refused something: it is not asked again.
+    failed: bool,
 }
 
 impl Tls {
@@ -97,6 +99,7 @@ impl Tls {
             read_size: BUFFER_MIN,
             peer_end: PeerEnd::Open,
             close_sent: false,
+            failed: false,
         }
     }
 
@@ -159,7 +162,6 @@ impl Tls {
     pub(crate) async fn handshake(&mut self) -> Result<(), TlsError> {
         let result = std::future::poll_fn(|cx| self.poll_handshake(cx)).await;
         if let Err(TlsError::Protocol(_)) = result {
-            let _ = self.advance();
             let _ = tokio::time::timeout(ALERT, self.end()).await;
         }
         result
@@ -285,16 +287,23 @@ impl Tls {
     }
 
     fn step(&mut self, write: Option<Write<'_>>) -> Result<(), TlsError> {
-        let Tls { side, incoming, plaintext, outgoing, peer_end, .. } = self;
+        if self.failed {
+            return Err(rustls::Error::General("TLS has failed already".to_owned()).into());
+        }
+        let Tls { side, incoming, plaintext, outgoing, peer_end, failed, .. } = self;
         let mut ends = Ends { plaintext, outgoing, peer_end };
         let stepped = match side {
             Side::Client(connection) => drive(connection.as_mut(), incoming, &mut ends, write),
             Side::Server(connection) => drive(connection.as_mut(), incoming, &mut ends, write),
         };
         if stepped.is_err() {
-            // rustls leaves what it refused where it was, and would refuse it again, with another alert, when it is asked
-            // for the alert; it asserts that there is one.
-            *incoming = Buffer::default();
+            // rustls hands out its alert before it looks at what came; asked once more, it would refuse that again, with
+            // another alert, and asserts that there is one.
+            *failed = true;
+            match side {
+                Side::Client(connection) => take_alert(connection.as_mut(), incoming, &mut ends),
+                Side::Server(connection) => take_alert(connection.as_mut(), incoming, &mut ends),
+            }
         }
         stepped
     }
@@ -338,6 +347,14 @@ impl Unbuffered for UnbufferedServerConnection {
 
 /// Runs the state machine of rustls until it wants bytes from TCP, and until `write` is done. All of `incoming` is shown
 /// to it for a write too: while a handshake message is incomplete, rustls holds positions in those bytes.
+/// What rustls has to say to the peer after an error, if anything.
+fn take_alert<C: Unbuffered>(connection: &mut C, incoming: &mut Buffer, ends: &mut Ends<'_>) {
+    let UnbufferedStatus { mut discard, state, .. } = connection.process(incoming.filled_mut());
+    if let Ok(state @ ConnectionState::EncodeTlsData(_)) = state {
+        let _ = handle(state, &mut discard, ends, None);
+    }
+}
+
 fn drive<C: Unbuffered>(
     connection: &mut C,
     incoming: &mut Buffer,
