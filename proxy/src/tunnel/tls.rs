@@ -345,8 +345,6 @@ impl Unbuffered for UnbufferedServerConnection {
     }
 }
 
-/// Runs the state machine of rustls until it wants bytes from TCP, and until `write` is done. All of `incoming` is shown
-/// to it for a write too: while a handshake message is incomplete, rustls holds positions in those bytes.
 /// What rustls has to say to the peer after an error, if anything.
 fn take_alert<C: Unbuffered>(connection: &mut C, incoming: &mut Buffer, ends: &mut Ends<'_>) {
     let UnbufferedStatus { mut discard, state, .. } = connection.process(incoming.filled_mut());
@@ -355,6 +353,8 @@ fn take_alert<C: Unbuffered>(connection: &mut C, incoming: &mut Buffer, ends: &m
     }
 }
 
+/// Runs the state machine of rustls until it wants bytes from TCP, and until `write` is done. All of `incoming` is shown
+/// to it for a write too: while a handshake message is incomplete, rustls holds positions in those bytes.
 fn drive<C: Unbuffered>(
     connection: &mut C,
     incoming: &mut Buffer,
