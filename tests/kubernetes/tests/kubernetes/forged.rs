@@ -7,7 +7,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use byrnie_kubelab::Cluster;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// The token with claims changed, signed again.
 pub(crate) fn with_claims(cluster: &Cluster, token: &str, change: impl FnOnce(&mut Value)) -> String {
