@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use byrnie_redirect::{PROXY_MARK, set_mark};
+use byrnie_redirect::{PROXY_MARK, set_mark, set_priority};
 use byrnie_scenarios::{DEADLINE, Ending, Mesh, Pod, World, apps, deny, ending, within};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::TcpStream;
@@ -23,6 +23,7 @@ pub(crate) async fn a_port_that_was_the_applications_leads_the_proxy_out_and_the
     let mut refused = from_port(&world, &web, orders.at(25), 40_001, Who::Application).await.unwrap();
     assert_eq!(within("the refusal", DEADLINE / 5, ending(&mut refused)).await, Ending::Reset);
     drop(refused);
+    web.logged("the refusal", |line| line.text("src.addr").ends_with(":40001")).await;
     let before = web.access_log().lines().len();
     let mut own = from_port(&world, &web, orders.at(25), 40_001, Who::Proxy).await.unwrap();
     let _ = tokio::time::timeout(Duration::from_millis(500), ending(&mut own)).await;
@@ -51,8 +52,10 @@ async fn from_port(world: &World, pod: &Pod, to: SocketAddr, port: u16, who: Who
             nix::unistd::setfsuid(nix::unistd::Uid::from_raw(1500));
         }
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-        if who == Who::Proxy && !has_uids {
-            set_mark(&socket, PROXY_MARK)?;
+        match who {
+            Who::Proxy if has_uids => set_priority(&socket)?,
+            Who::Proxy => set_mark(&socket, PROXY_MARK)?,
+            Who::Application => {}
         }
         socket.set_reuse_address(true)?;
         socket.bind(&SockAddr::from(source))?;

@@ -88,7 +88,7 @@ pub(crate) async fn processes_that_are_killed_at_random_cost_only_what_ran_throu
     let mesh = Mesh::start(&world).await;
     let [address, _] = mesh.service(&Service::new("shop/orders").port(80, 8080));
     let web = mesh.pod("shop/web").start().await;
-    let bystander = mesh.pod("shop/bystander").start().await;
+    let other = mesh.pod("shop/other").start().await;
     let stock = mesh.pod("shop/stock").start().await;
     let mut servers = Vec::new();
     for name in ["a", "b"] {
@@ -103,7 +103,7 @@ pub(crate) async fn processes_that_are_killed_at_random_cost_only_what_ran_throu
     let callers = [
         calls(&web, SocketAddr::new(address, 80), &stop, Some(&down)),
         // Neither of these two is ever killed: nothing of theirs may fail.
-        calls(&bystander, stock.at(8080), &stop, None),
+        calls(&other, stock.at(8080), &stop, None),
     ];
     let mut random = Random::of("kills", 0);
     for _ in 0..KILLS {
