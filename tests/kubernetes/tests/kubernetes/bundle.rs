@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use byrnie_kubelab::{Cluster, World};
 use byrnie_scenarios::eventually;
 use serde_json::{Value, json};
+use tonic::Code;
 
 const PATH: &str = "/api/v1/namespaces/shop/configmaps/byrnie-trust-bundle";
 
@@ -53,11 +54,18 @@ pub(crate) async fn the_trust_bundle_comes_with_enrolment_and_goes_after_the_las
     cluster.namespace("shop", &json!({ "byrnie.dev/mesh": "enabled" })).await;
     cluster.trust_bundle("shop").await;
     let web = cluster.pod("shop", "web").await;
+    let svid = web.svid(control_plane.address).await;
     let label = json!({ "metadata": { "labels": { "byrnie.dev/mesh": Value::Null } } });
     cluster.api.merge("/api/v1/namespaces/shop", &label).await.unwrap();
-    // Its proxy may restart, and must find the roots.
-    let svid = web.svid(control_plane.address).await;
-    assert_eq!(svid.id().as_str(), "spiffe://cluster.local/ns/shop/sa/web");
+    // Whoever has no certificate yet gets none where no webhook looks at pods. A proxy that has one keeps the roots and
+    // renews, for as long as its pod lives.
+    let (token, at) = (web.token().await, control_plane.address);
+    eventually("no first certificate", Duration::from_secs(2), async || {
+        web.certify(at, Some(&token), None).await.err().filter(|refused| refused.code() == Code::FailedPrecondition)
+    })
+    .await;
+    let renewed = web.certify(at, Some(&token), Some(&svid)).await.expect("a renewal");
+    assert_eq!(renewed.id().as_str(), "spiffe://cluster.local/ns/shop/sa/web");
     web.delete().await;
     eventually("the trust bundle is taken away", Duration::from_secs(4), async || {
         cluster.api.get(PATH).await.is_err_and(|error| error.code == 404).then_some(())

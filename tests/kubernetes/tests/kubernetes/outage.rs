@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use byrnie_kubelab::{Cluster, World};
-use byrnie_proto::mesh::v1::{DestinationKind, Meshed};
+use byrnie_proto::mesh::v1::{Destination, DestinationKind, Meshed};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -14,7 +14,7 @@ pub(crate) async fn what_changed_while_nobody_watched_is_seen(world: World) {
     let svid = web.svid(control_plane.address).await;
     let mut watch = web.watch(control_plane.address, &svid, &web.token().await).await.unwrap();
     let of = |pod: &byrnie_kubelab::Pod| format!("{}:8080", pod.ip);
-    let meshed = |found: &byrnie_proto::mesh::v1::Destination, uid: &str| {
+    let meshed = |found: &Destination, uid: &str| {
         found.endpoints.iter().any(|endpoint| endpoint.pod_uid == uid && endpoint.meshed() == Meshed::Yes)
     };
     watch.destination(&of(&orders), |found| meshed(found, &orders.uid)).await.unwrap();
@@ -36,6 +36,8 @@ pub(crate) async fn an_api_server_that_hangs_stops_nothing_that_runs(world: Worl
     let (web, orders) = (cluster.pod("shop", "web").await, cluster.pod("shop", "orders").await);
     let (at, token, bundle) = (control_plane.address, web.token().await, web.verifier().await);
     let svid = web.certify_trusting(&bundle, at, Some(&token), None).await.unwrap();
+    let known = |found: &Destination| found.endpoints.iter().any(|endpoint| endpoint.pod_uid == orders.uid);
+    web.watch(at, &svid, &token).await.unwrap().destination(&format!("{}:8080", orders.ip), known).await.unwrap();
     let mut watch = web.watch(at, &svid, &token).await.unwrap();
     cluster.server.freeze(true);
     let begun = Instant::now();
