@@ -81,7 +81,7 @@ pub(crate) async fn a_proxy_without_file_descriptors_answers_its_own_ports_and_r
         stream.write_all(b"hello").await.unwrap();
         waiting.push(stream);
     }
-    for mut stream in waiting.drain(..).collect::<Vec<_>>() {
+    for mut stream in std::mem::take(&mut waiting) {
         match tokio::time::timeout(Duration::from_millis(100), stream.read_exact(&mut [0; 5])).await {
             Ok(Ok(_)) => served.push(stream),
             _ => waiting.push(stream),
