@@ -66,7 +66,7 @@ END
   ready tangled deploy/hook
   eventually 6 its_pod_is_meshed
   # What was mended works: the excluded port is open to the API server and the nodes, without a proxy.
-  get legacy stranger http://outside.tangled/
+  eventually 2 get legacy stranger http://outside.tangled/
   kubectl delete validatingwebhookconfiguration tangled.test.example
   kubectl delete namespace tangled --wait=false
 }
