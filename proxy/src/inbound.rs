@@ -8,7 +8,7 @@ mod plaintext;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use byrnie_identity::tls::ALPN_TUNNEL;
 use byrnie_policy::MtlsMode;
@@ -21,7 +21,7 @@ use local::is_own_address;
 
 use crate::limits::{ACCEPT_BACKOFF, BUFFER_MIN, CLIENT_HELLO, TLS_HANDSHAKE};
 use crate::model::OwnPod;
-use crate::room::{Place, Room};
+use crate::room::{Place, Room, Seldom};
 use crate::shared::Shared;
 use crate::sockets;
 use crate::streams::Arrived;
@@ -68,12 +68,9 @@ pub(crate) async fn accept(listener: &TcpListener, room: &Room) -> Option<(TcpSt
     }
 }
 
-/// Once in five seconds: accept is tried again many times in between.
 fn warn_of_exhaustion(error: &io::Error) {
-    static LAST: Mutex<Option<std::time::Instant>> = Mutex::new(None);
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if last.is_none_or(|last| last.elapsed().as_secs() >= 5) {
-        *last = Some(std::time::Instant::now());
+    static WARNED: Seldom = Seldom::new();
+    if WARNED.is_due() {
         tracing::warn!(%error, "connections can't be accepted now; check the limit of open files (ulimit -n)");
     }
 }

@@ -17,7 +17,7 @@ pub struct Room {
     gate: Gate,
     files: u64,
     connections: Arc<Semaphore>,
-    warned: Arc<Mutex<Option<Instant>>>,
+    warned: Arc<Seldom>,
 }
 
 /// What there may be at once: what `limits` says, or less where the process may not open as many files.
@@ -92,11 +92,8 @@ impl Room {
         }
     }
 
-    /// Once in five seconds.
     fn warn(&self) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.is_none_or(|last| last.elapsed() >= QUIET) {
-            *warned = Some(Instant::now());
+        if self.warned.is_due() {
             tracing::warn!(
                 connections = self.bounds.connections,
                 open_files_limit = self.files,
@@ -131,6 +128,27 @@ impl Bounds {
 
 fn own_files(workers: usize) -> usize {
     FILES_OF_PROXY + workers.saturating_mul(FILES_OF_WORKER)
+}
+
+/// Lets a warning through once in five seconds: what it is about is tried many times in between.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom(Mutex<Option<Instant>>);
+
+impl Seldom {
+    /// One that has let nothing through yet.
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// Whether the warning goes through now.
+    pub(crate) fn is_due(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last.elapsed() >= QUIET);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
 }
 
 /// With fewer places than this a pod is not served.
