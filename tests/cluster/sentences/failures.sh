@@ -11,11 +11,15 @@ sentences_failures() {
 
 a_killed_proxy_comes_back() {
   [[ -n ${BYRNIE_LOCAL_NODE-} ]] || { echo "processes of the node can't be killed from here" && exit 77; }
-  local pod pid
+  local pod pid begun
   pod=$(pod_of shop web)
   pid=$(processes_of shop "$pod" byrnie-proxy)
+  begun=$(now)
   expect kill -9 "$pid"
   turned_away legacy stranger "http://$(ip_of shop "$pod"):8080/"
+  # Its Service leaves the pod out for as long as the kubelet's probes say, so it is asked by its address.
+  expect inside shop teller timeout 10 sh -c "until curl -sf --max-time 1 http://$(ip_of shop "$pod"):8080/; do sleep 0.05; done"
+  echo "figure: $(($(now) - begun)) ms from the proxy's end until its pod answered again"
   eventually 5 proxy_restarted "$pod"
   ready shop deploy/web
   eventually 4 get shop teller http://web/
@@ -33,12 +37,20 @@ without_the_injector_the_rest_goes_on() {
   said=$(! kubectl -n shop run waits --image="$IMAGE" --restart=Never --command -- true 2>&1) || fail "it was taken: $said"
   holds "$said" byrnie
   kubectl -n legacy run goes-on --image="$IMAGE" --restart=Never --command -- true
+  # A rollout stands still, the pods of before go on, and the Deployment says why.
+  kubectl -n shop rollout restart deploy/web
+  eventually 5 its_reason_holds shop web byrnie-injector
   get shop teller http://web/
   refuse "$BYRNIE" check
   kubectl -n byrnie-system scale deploy/byrnie-injector --replicas=2
   ready byrnie-system deploy/byrnie-injector
+  ready shop deploy/web
   eventually 4 kubectl -n shop run waits --image="$IMAGE" --restart=Never --command -- true
   kubectl -n shop delete pod waits --wait=false
+}
+
+its_reason_holds() {
+  [[ $(kubectl -n "$1" get deploy "$2" -o 'jsonpath={.status.conditions[?(@.type=="ReplicaFailure")].message}') == *"$3"* ]]
 }
 
 without_the_control_plane_connections_go_on() {

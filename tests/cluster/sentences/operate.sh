@@ -3,6 +3,7 @@
 
 sentences_operate() {
   sentence enrolling_says_what_it_breaks "namespace add names what it would break and changes nothing, and what it prints mends it"
+  sentence what_is_missing_is_named "check names each object that is missing, and the same installation again brings it back"
   sentence upgrade_is_careful "upgrade removes what a version no longer has, and takes over nothing of others and no newer version"
   sentence versions_that_differ_are_named "check names the pods of another version than the one that is installed"
 }
@@ -74,6 +75,22 @@ END
 its_pod_is_meshed() { is_meshed tangled "$(pod_of tangled hook)"; }
 
 mesh_label() { kubectl get namespace "$1" -o 'jsonpath={.metadata.labels.byrnie\.dev/mesh}'; }
+
+what_is_missing_is_named() {
+  local each found
+  for each in ServiceAccount/byrnie-injector ClusterRole/byrnie-injector ClusterRoleBinding/byrnie-control-plane \
+    Role/byrnie-control-plane RoleBinding/byrnie-control-plane Service/byrnie-control-plane Service/byrnie-injector \
+    PodDisruptionBudget/byrnie-injector ValidatingAdmissionPolicy/byrnie-proxy ValidatingAdmissionPolicyBinding/byrnie-proxy \
+    Deployment/byrnie-injector CustomResourceDefinition/mtlspolicies.byrnie.dev MutatingWebhookConfiguration/byrnie-injector; do
+    kubectl -n byrnie-system delete "$each"
+    found=$(! "$BYRNIE" check -o json) || fail "check is green without $each"
+    found=$(jq -r '.[] | select(.outcome == "failed") | .found' <<< "$found")
+    grep -E "^${each%/*} (byrnie-system/)?${each#*/} is missing$" <<< "$found" || fail "expected $each to be named, found: $found"
+  done
+  expect "$BYRNIE" install --image-prefix "$PREFIX"
+  eventually 10 "$BYRNIE" check
+  expect get shop teller http://web/
+}
 
 upgrade_is_careful() {
   local said

@@ -61,9 +61,9 @@ data:
       client_body_temp_path /tmp/body; proxy_temp_path /tmp/proxy; fastcgi_temp_path /tmp/f; uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;
       server {
         listen 8080;
-        proxy_ssl_certificate /tls/tls.crt;
-        proxy_ssl_certificate_key /tls/tls.key;
-        proxy_ssl_trusted_certificate /tls/ca.crt;
+        proxy_ssl_certificate /tmp/tls/tls.crt;
+        proxy_ssl_certificate_key /tmp/tls/tls.key;
+        proxy_ssl_trusted_certificate /tmp/tls/ca.crt;
         proxy_ssl_protocols TLSv1.3;
         proxy_ssl_verify on;
         proxy_ssl_verify_depth 2;
@@ -81,7 +81,7 @@ spec:
   containers:
     - name: app
       image: $IMAGE
-      command: [nginx, -c, /etc/nginx-lab/nginx.conf, -e, stderr]
+      command: [sh, -c, 'cp -RL /tls /tmp/tls && exec nginx -c /etc/nginx-lab/nginx.conf -e stderr']
       volumeMounts: [{ name: tls, mountPath: /tls }, { name: config, mountPath: /etc/nginx-lab }]
       readinessProbe: { tcpSocket: { port: 8080 }, periodSeconds: 1 }
   volumes: [{ name: tls, secret: { secretName: $2 } }, { name: config, configMap: { name: $1 } }]

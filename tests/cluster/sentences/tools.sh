@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2154
 
 # All namespaces that the sentences make.
-NAMESPACES=(shop work probes roll rules legacy ingress platform tangled leaving)
+NAMESPACES=(shop work probes roll rules legacy ingress platform tangled leaving again)
 
 fail() {
   echo "$*"
@@ -148,8 +148,11 @@ turned_away() {
 # is_turned_away NAMESPACE POD URL: for `eventually`.
 is_turned_away() { (turned_away "$@") > /dev/null; }
 
-# pod_of NAMESPACE APP
-pod_of() { kubectl -n "$1" get pods -l "app=$2" --field-selector=status.phase=Running -o 'jsonpath={.items[0].metadata.name}'; }
+# pod_of NAMESPACE APP: one that runs, and is not about to end.
+pod_of() {
+  kubectl -n "$1" get pods -l "app=$2" -o json |
+    jq -er '[.items[] | select(.status.phase == "Running" and .metadata.deletionTimestamp == null)][0].metadata.name'
+}
 ip_of() { kubectl -n "$1" get pod "$2" -o 'jsonpath={.status.podIP}'; }
 
 # is_meshed NAMESPACE POD: its proxy runs, and is the first that runs.

@@ -61,8 +61,17 @@ impl Step {
 }
 
 /// Names of the steps that need an installation, in their order.
-const AFTER_INSTALLATION: [&str; 8] =
-    ["definitions", "permissions", "control plane", "injector", "webhooks", "trust bundles", "pods", "mesh"];
+const AFTER_INSTALLATION: [&str; 9] = [
+    "definitions",
+    "permissions",
+    "services",
+    "control plane",
+    "injector",
+    "webhooks",
+    "trust bundles",
+    "pods",
+    "mesh",
+];
 
 pub(super) fn run(mesh: &MeshArgs, options: &CheckArgs) -> Result<Exit, Failure> {
     let steps = runtime()?.block_on(all(mesh, options));
@@ -87,6 +96,7 @@ async fn all(mesh: &MeshArgs, options: &CheckArgs) -> Vec<Step> {
     }
     done.push(steps::definitions(&cluster).await);
     done.push(steps::permissions(&cluster).await);
+    done.push(steps::services(&cluster).await);
     done.push(steps::control_plane(&cluster).await);
     done.push(steps::injector(&cluster).await);
     done.push(steps::webhooks(&cluster).await);

@@ -104,6 +104,9 @@ async fn ask(to: &str) -> Result<String, String> {
     if !head.starts_with("HTTP/1.1 200") {
         return Err(head.lines().next().unwrap_or_default().to_owned());
     }
-    let declared = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    let declared = head.lines().filter_map(|line| line.split_once(": "));
+    let declared = declared
+        .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .find_map(|(_, value)| value.parse().ok());
     if declared == Some(body.len()) { Ok(body.trim().to_owned()) } else { Err("a body that was cut off".to_owned()) }
 }

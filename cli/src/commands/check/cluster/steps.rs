@@ -92,29 +92,32 @@ pub(super) async fn definitions(cluster: &Cluster) -> Step {
 
 /// The roles and the policy as they are, against what this version has them be.
 pub(super) async fn permissions(cluster: &Cluster) -> Step {
-    let check = "permissions";
+    let kinds = [
+        "ClusterRole",
+        "Role",
+        "ClusterRoleBinding",
+        "RoleBinding",
+        "ServiceAccount",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    ];
+    installed(cluster, "permissions", &kinds, "roles, bindings and policies").await
+}
+
+/// By what name the API server and the proxies find us, and what keeps a drain from ending all of us.
+pub(super) async fn services(cluster: &Cluster) -> Step {
+    installed(cluster, "services", &["Service", "PodDisruptionBudget"], "Services and disruption budgets").await
+}
+
+/// Whether the objects of these kinds are there, and roles with the rules of this version.
+async fn installed(cluster: &Cluster, check: &'static str, kinds: &[&str], what: &str) -> Step {
     let (mut looked, mut wrong) = (0_usize, Vec::new());
     for wanted in install::objects(&Values::default()) {
-        let outcome = match wanted.kind() {
-            "ClusterRole" => {
-                let api: Api<ClusterRole> = Api::all(cluster.client());
-                let found = cluster.call(&format!("get {wanted}"), api.get_opt(wanted.name())).await;
-                found.map(|found| found.map(|found| json!(found.rules)))
-            }
-            "Role" => {
-                let api: Api<Role> = Api::namespaced(cluster.client(), wanted.namespace().unwrap_or_default());
-                let found = cluster.call(&format!("get {wanted}"), api.get_opt(wanted.name())).await;
-                found.map(|found| found.map(|found| json!(found.rules)))
-            }
-            "ClusterRoleBinding"
-            | "RoleBinding"
-            | "ServiceAccount"
-            | "ValidatingAdmissionPolicy"
-            | "ValidatingAdmissionPolicyBinding" => there(cluster, &wanted).await,
-            _ => continue,
-        };
+        if !kinds.contains(&wanted.kind()) {
+            continue;
+        }
         looked += 1;
-        match outcome {
+        match rules(cluster, &wanted).await {
             Ok(None) => wrong.push(format!("{wanted} is missing")),
             Ok(Some(rules)) if !rules.is_null() && Some(&rules) != wanted.object.data.get("rules") => {
                 wrong.push(format!("{wanted} has other rules than those of this version"));
@@ -124,9 +127,28 @@ pub(super) async fn permissions(cluster: &Cluster) -> Step {
         }
     }
     if wrong.is_empty() {
-        return Step::ok(check, format!("{looked} roles, bindings and policies"));
+        Step::ok(check, format!("{looked} {what}"))
+    } else {
+        Step::failed(check, wrong.join("\n"), INSTALL)
     }
-    Step::failed(check, wrong.join("\n"), INSTALL)
+}
+
+/// The rules of a role, `Null` for what has none, and nothing where the object is not there.
+async fn rules(cluster: &Cluster, wanted: &Manifest) -> Result<Option<Value>, Failure> {
+    let doing = format!("get {wanted}");
+    match wanted.kind() {
+        "ClusterRole" => {
+            let api: Api<ClusterRole> = Api::all(cluster.client());
+            let found = cluster.call(&doing, api.get_opt(wanted.name())).await?;
+            Ok(found.map(|found| json!(found.rules)))
+        }
+        "Role" => {
+            let api: Api<Role> = Api::namespaced(cluster.client(), wanted.namespace().unwrap_or_default());
+            let found = cluster.call(&doing, api.get_opt(wanted.name())).await?;
+            Ok(found.map(|found| json!(found.rules)))
+        }
+        _ => there(cluster, wanted).await,
+    }
 }
 
 async fn there(cluster: &Cluster, wanted: &Manifest) -> Result<Option<Value>, Failure> {
@@ -312,10 +334,10 @@ pub(super) async fn mesh(cluster: &Cluster, min_cert_days: Option<u32>) -> Vec<S
     let mut steps: Vec<Step> = findings(&observed)
         .into_iter()
         .map(|finding| {
-            let next = if finding.about.starts_with("Proxy ") {
-                "byrnie proxy status -o wide"
-            } else {
-                "kubectl get byrnie -A"
+            let next = match finding.about.split(' ').next() {
+                Some("Proxy") => "byrnie proxy status -o wide",
+                Some("APIResource") => "if it stays so: kubectl -n byrnie-system logs deploy/byrnie-control-plane",
+                _ => "kubectl get byrnie -A",
             };
             Step::failed(check, format!("{}: {}", finding.about, finding.problem), next)
         })

@@ -1,0 +1,58 @@
+# Other ways to install, on the cluster from which everything was removed. Sourced by main.
+# shellcheck shell=bash disable=SC2154
+
+sentences_again() {
+  sentence another_trust_domain "install --trust-domain gives every identity that trust domain"
+  sentence the_chart_brings_the_mesh "the Helm chart brings the mesh up, upgrades it, and leaves what its page says"
+}
+
+another_trust_domain() {
+  is_removed
+  expect "$BYRNIE" install --image-prefix "$PREFIX" --trust-domain mesh.example
+  works_again
+  holds "$("$BYRNIE" identity list -n again -o json)" spiffe://mesh.example/ns/again/sa/web
+  # It can't be changed, and neither command does so unasked.
+  ! kubectl patch meshconfig default --type=merge -p '{"spec": {"trustDomain": "other.example"}}' || fail "it was changed"
+  expect "$BYRNIE" upgrade
+  holds "$(kubectl get meshconfig default -o 'jsonpath={.spec.trustDomain}')" mesh.example
+  leave_again
+  expect "$BYRNIE" uninstall --crds
+  eventually 6 nothing_is_left
+}
+
+the_chart_brings_the_mesh() {
+  command -v helm > /dev/null || { echo "there is no helm; tests/kubernetes/build helm makes one" && exit 77; }
+  local chart=$here/../../../charts/byrnie
+  is_removed
+  expect helm install byrnie "$chart" -n byrnie-system --create-namespace --set image.prefix="$PREFIX" --wait --timeout 2m
+  eventually 3 "$BYRNIE" check
+  works_again
+  expect helm upgrade byrnie "$chart" -n byrnie-system --reuse-values --set injector.replicas=3 --wait --timeout 2m
+  [[ $(kubectl -n byrnie-system get deploy byrnie-injector -o 'jsonpath={.status.readyReplicas}') == 3 ]] || fail "it was not upgraded"
+  expect get again caller http://web/
+  # What another program manages, `byrnie install` leaves alone.
+  refuse "$BYRNIE" install --image-prefix "$PREFIX"
+  leave_again
+  expect helm uninstall byrnie -n byrnie-system --wait
+  [[ $(kubectl -n byrnie-system get -o name secrets | sort | paste -sd ' ') == "secret/byrnie-ca secret/byrnie-injector-tls" ]] ||
+    fail "expected the Secrets that the page names, found: $(kubectl -n byrnie-system get -o name secrets)"
+  kubectl delete namespace byrnie-system --timeout=60s
+  eventually 6 nothing_is_left
+}
+
+is_removed() {
+  ! kubectl get namespace byrnie-system &> /dev/null || { echo "the installation before is still there" && exit 77; }
+}
+
+works_again() {
+  enrolled again
+  { app web && echo --- && client caller; } | apply again
+  ready again deploy/web pod/caller
+  holds "$(get again caller http://web/)" web
+  is_meshed again "$(pod_of again web)" || fail "web has no proxy"
+}
+
+leave_again() {
+  "$BYRNIE" namespace remove again
+  kubectl delete namespace again --timeout=90s
+}
