@@ -27,11 +27,19 @@ pub struct ProxyOptions {
     pub files: Option<u32>,
     /// More arguments.
     pub extra: Vec<String>,
+    /// More of its environment.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl Default for ProxyOptions {
     fn default() -> Self {
-        Self { workers: 1, drain_timeout: Duration::from_secs(20), files: None, extra: Vec::new() }
+        Self {
+            workers: 1,
+            drain_timeout: Duration::from_secs(20),
+            files: None,
+            extra: Vec::new(),
+            environment: Vec::new(),
+        }
     }
 }
 
@@ -82,13 +90,11 @@ impl Proxy {
 
     pub(crate) fn start(&self, host: &Host) {
         let directory = &self.directory;
-        let command = match self.options.files {
-            None => host.command(binary("byrnie-proxy")),
-            Some(files) => host
-                .command("sh")
-                .args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")])
-                .arg(binary("byrnie-proxy")),
-        };
+        let limit = self.options.files.map_or(String::new(), |files| format!("ulimit -n {files} && "));
+        // What is to change how a program runs must not change how it gets there, which root does.
+        let environment = self.options.environment.iter().map(|(name, value)| format!("{name}={value}"));
+        let command = host.command("sh").arg("-c").arg(format!("{limit}exec env \"$@\"")).arg("sh");
+        let command = environment.fold(command, |command, pair| command.arg(pair)).arg(binary("byrnie-proxy"));
         let command = command
             .user(RunAs::Proxy)
             .env_remove("RUST_BACKTRACE")

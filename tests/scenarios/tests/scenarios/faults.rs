@@ -1,14 +1,18 @@
 //! Processes that are killed, certificates that can't be renewed, a disk that is full: what was promised still holds, and
 //! it is said what is wrong.
 
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use byrnie_netlab::harness::Verdict;
 use byrnie_scenarios::{
-    DEADLINE, Ending, Mesh, Pod, Random, Service, World, apps, ending, eventually, exchange, seed, within,
+    DEADLINE, Ending, Mesh, Pod, ProxyOptions, Random, Service, World, apps, ending, eventually, exchange, seed, within,
 };
+use nix::sys::signal::Signal;
 
 pub(crate) async fn a_certificate_that_can_not_be_renewed_is_used_until_its_end_which_is_announced(world: World) {
     let mesh = Mesh::builder(&world).svid_ttl(Duration::from_secs(8)).start().await;
@@ -40,6 +44,60 @@ pub(crate) async fn a_certificate_that_can_not_be_renewed_is_used_until_its_end_
     }
     eventually("all is as before", DEADLINE / 5, async || web.call(orders.at(8080)).await.ok()).await;
 }
+
+pub(crate) async fn a_clock_that_is_set_a_day_on_or_back_refuses_everything_until_it_is_right_again(
+    world: World,
+) -> Verdict {
+    let Some(library) = FAKETIME.iter().find(|path| std::path::Path::new(path).is_file()) else {
+        return Verdict::NotRun(format!("{} is not there; install libfaketime", FAKETIME[0]));
+    };
+    let mesh = Mesh::start(&world).await;
+    let offset = mesh.directory().join("clock");
+    let set = |text: &str| {
+        let next = mesh.directory().join("clock.next");
+        std::fs::write(&next, text).unwrap();
+        std::fs::set_permissions(&next, Permissions::from_mode(0o644)).unwrap();
+        std::fs::rename(&next, &offset).unwrap();
+    };
+    set("+0");
+    let environment = vec![
+        ("LD_PRELOAD", (*library).to_owned()),
+        ("FAKETIME_TIMESTAMP_FILE", offset.display().to_string()),
+        ("FAKETIME_NO_CACHE", "1".to_owned()),
+        // Only the time of day is set by somebody; timeouts go on.
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ];
+    let web = mesh.pod("shop/web").start().await;
+    let orders = mesh.pod("shop/orders").proxy(ProxyOptions { environment, ..Default::default() }).start().await;
+    let echo = orders.serve(8080, apps::echo);
+    for wrong in ["+1d", "-1d"] {
+        let mut open = web.connect(orders.at(8080)).await.unwrap();
+        exchange(&mut open, b"while it is right").await.unwrap();
+        let served = echo.connections();
+        set(wrong);
+        let reason = eventually("it is not ready", DEADLINE / 5, async || {
+            orders.health().await.ok().filter(|(code, _)| *code == 503).map(|(_, reason)| reason)
+        });
+        let reason = reason.await;
+        assert!(reason.contains("SVID"), "{wrong}: {reason}");
+        web.is_refused(orders.at(8080)).await;
+        assert_eq!(echo.connections(), served, "{wrong}");
+        set("+0");
+        eventually("all is as before", DEADLINE / 5, async || web.call(orders.at(8080)).await.ok()).await;
+        orders.ready().await;
+    }
+    // The library removes its shared memory when its program ends by itself.
+    orders.signal_proxy(Signal::SIGTERM);
+    orders.proxy_ended().await;
+    Verdict::Passed
+}
+
+/// Where Debian and Fedora have it.
+const FAKETIME: [&str; 3] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib64/faketime/libfaketimeMT.so.1",
+];
 
 pub(crate) async fn a_disk_that_is_full_stops_new_certificates_and_nothing_else(world: World) {
     let mesh = Mesh::builder(&world).state_of(4 << 20).start().await;

@@ -121,6 +121,7 @@ const SENTENCES: &[Scenario] = sentences![
     ],
     faults: [
         a_certificate_that_can_not_be_renewed_is_used_until_its_end_which_is_announced,
+        a_clock_that_is_set_a_day_on_or_back_refuses_everything_until_it_is_right_again,
         a_disk_that_is_full_stops_new_certificates_and_nothing_else,
         processes_that_are_killed_at_random_cost_only_what_ran_through_them,
     ],
