@@ -147,7 +147,7 @@ impl Stage {
     pub(crate) async fn was_secured(self, connections: usize) {
         let seen = self.tap.stop().unwrap();
         assert_eq!(seen.marker_hits, 0, "{:?}", seen.first_hit);
-        assert!(seen.tls_records > 0, "{seen:?}");
+        assert!(seen.tls_records > 0 && seen.outside_tls == 0, "{seen:?}");
         // Who is not root has a short queue, in which a burst of megabytes has no place.
         assert!(!self.has_uids || seen.missed == 0, "{} frames were not looked at", seen.missed);
         eventually("the server's connections in its log", DEADLINE / 5, async || {
