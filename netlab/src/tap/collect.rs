@@ -29,6 +29,12 @@ const FRAME: usize = 256 * 1024;
 /// `net.core.rmem_max`.
 const QUEUE: usize = 64 * 1024 * 1024;
 
+/// Bytes of the header of a TLS record.
+const RECORD_HEADER: usize = 5;
+
+/// No sender has more under way (RFC 7323, 2.3).
+const MAX_WINDOW: u32 = 1 << 30;
+
 /// A packet socket for all protocols and all interfaces of the namespace of
 /// the calling thread.
 pub(super) fn packet_socket() -> io::Result<Socket> {
@@ -63,6 +69,10 @@ struct Flow {
     tail: Vec<u8>,
     /// Bytes of a TLS record that are still to come.
     record_left: usize,
+    /// What has come of the header of a TLS record.
+    header: Vec<u8>,
+    /// Whether every byte since the first was seen.
+    followed: bool,
 }
 
 impl Collector {
@@ -153,18 +163,25 @@ impl Collector {
         }
         let flow = self.flows.entry((source, destination)).or_default();
         if segment.syn {
-            *flow = Flow { next: segment.sequence.wrapping_add(1), ..Flow::default() };
+            *flow = Flow { next: segment.sequence.wrapping_add(1), followed: true, ..Flow::default() };
             return;
         }
         if segment.payload.is_empty() {
+            return;
+        }
+        let length = u32::try_from(segment.payload.len()).unwrap_or(0);
+        let known = flow.next.wrapping_sub(segment.sequence);
+        if flow.followed && length <= known && known < MAX_WINDOW {
+            // Sent again, whole.
             return;
         }
         if segment.sequence != flow.next {
             *flow = Flow::default();
         }
         let hits = flow.search(segment.payload, &self.options.marker);
-        self.report.tls_records += flow.records(segment.payload);
-        let length = u32::try_from(segment.payload.len()).unwrap_or(0);
+        let (records, outside) = flow.records(segment.payload);
+        self.report.tls_records += records;
+        self.report.outside_tls += if flow.followed { outside } else { 0 };
         flow.next = segment.sequence.wrapping_add(length);
         self.report.marker_hits += hits;
         if hits > 0 && self.report.first_hit.is_none() {
@@ -218,10 +235,11 @@ impl Flow {
         hits - count(head.unwrap_or_default(), marker)
     }
 
-    /// How many TLS records (RFC 8446, 5.1) begin in this payload.
-    fn records(&mut self, payload: &[u8]) -> u64 {
-        let mut rest = payload.get(self.record_left..).unwrap_or_default();
-        self.record_left = self.record_left.saturating_sub(payload.len());
+    /// How many TLS records (RFC 8446, 5.1) begin in this payload, and how many of its bytes are in none.
+    fn records(&mut self, payload: &[u8]) -> (u64, u64) {
+        let with_header = [std::mem::take(&mut self.header).as_slice(), payload].concat();
+        let mut rest = with_header.get(self.record_left..).unwrap_or_default();
+        self.record_left = self.record_left.saturating_sub(with_header.len());
         let mut found = 0;
         while let Some(length) = record_length(rest) {
             found += 1;
@@ -229,18 +247,24 @@ impl Flow {
                 Some(after) => rest = after,
                 None => {
                     self.record_left = length - rest.len();
-                    break;
+                    rest = &[];
                 }
             }
         }
-        found
+        if rest.len() < RECORD_HEADER && matches!(rest, [0x14..=0x17, 0x03, ..] | [0x14..=0x17] | []) {
+            self.header = rest.to_vec();
+            return (found, 0);
+        }
+        (found, u64::try_from(rest.len()).unwrap_or(u64::MAX))
     }
 }
 
 /// The whole length of the TLS record that begins here.
 fn record_length(bytes: &[u8]) -> Option<usize> {
     match bytes {
-        [0x14..=0x17, 0x03, 0x00..=0x04, high, low, ..] => Some(5 + usize::from(u16::from_be_bytes([*high, *low]))),
+        [0x14..=0x17, 0x03, 0x00..=0x04, high, low, ..] => {
+            Some(RECORD_HEADER + usize::from(u16::from_be_bytes([*high, *low])))
+        }
         _ => None,
     }
 }
@@ -299,12 +323,14 @@ mod tests {
         stream.extend([0x17, 3, 3, 0, 10]);
         stream.extend([0x17; 10]);
         stream.extend([0x17, 3, 3, 0, 1, 9]);
-        let mut flow = Flow::default();
-        assert_eq!(flow.records(&stream), 3);
-        let mut flow = Flow::default();
-        let (a, b) = stream.split_at(18);
-        assert_eq!(flow.records(a) + flow.records(b), 3);
-        let mut flow = Flow::default();
-        assert_eq!(flow.records(b"GET / HTTP/1.1\r\n"), 0);
+        for size in 1..=stream.len() {
+            let mut flow = Flow::default();
+            let parts = stream.chunks(size).map(|part| flow.records(part));
+            let (records, outside) = parts.fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+            assert_eq!((records, outside), (3, 0), "in segments of {size}");
+        }
+        assert_eq!(Flow::default().records(b"GET / HTTP/1.1\r\n"), (0, 16));
+        stream.extend(b"220 ready");
+        assert_eq!(Flow::default().records(&stream), (3, 9));
     }
 }

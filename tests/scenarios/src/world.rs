@@ -47,6 +47,13 @@ impl Outcome for Verdict {
     }
 }
 
+/// The error is what was missing.
+impl Outcome for Result<(), String> {
+    fn verdict(self) -> Verdict {
+        self.map_or_else(Verdict::NotRun, |()| Verdict::Passed)
+    }
+}
+
 /// Runs `scenario` on a runtime of one thread.
 ///
 /// # Panics

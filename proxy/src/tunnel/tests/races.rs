@@ -59,6 +59,24 @@ async fn a_half_closed_stream_on_which_nothing_moves_is_cut() {
 }
 
 #[tokio::test]
+async fn a_stream_on_which_nobody_speaks_for_hours_stays_open() {
+    let rig = Rig::new().await;
+    let (mut near, relay) = rig.open(rig.dial().await).await;
+    let mut application = rig.accepted().await;
+    // The server speaks first, as sshd does.
+    application.write_all(b"hello").await.unwrap();
+    near.read_exact(&mut [0; 5]).await.unwrap();
+    for _ in 0..3 {
+        rig.client.streams.pass(Duration::from_secs(4 * 3600));
+        rig.server.streams.pass(Duration::from_secs(4 * 3600));
+        tokio::time::sleep(crate::limits::SWEEP + Duration::from_millis(100)).await;
+    }
+    echo(&mut near, &mut application).await;
+    drop((near, application));
+    assert!(matches!(relay.await.unwrap().1, End::Clean));
+}
+
+#[tokio::test]
 async fn changes_do_not_make_time_pass() {
     let rig = Rig::new().await;
     let (before, begun) = (rig.client.streams.sweeps(), std::time::Instant::now());
