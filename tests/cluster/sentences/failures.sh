@@ -11,15 +11,20 @@ sentences_failures() {
 
 a_killed_proxy_comes_back() {
   [[ -n ${BYRNIE_LOCAL_NODE-} ]] || { echo "processes of the node can't be killed from here" && exit 77; }
-  local pod pid begun
+  local pod pid begun asking
   pod=$(pod_of shop web)
   pid=$(processes_of shop "$pod" byrnie-proxy)
+  inside legacy stranger byrnie-test-app load "$(ip_of shop "$pod"):8080" --rate 50 --seconds 8 > "$work/stranger.out" &
+  asking=$!
+  sleep 1
   begun=$(now)
   expect kill -9 "$pid"
   turned_away legacy stranger "http://$(ip_of shop "$pod"):8080/"
-  # Its Service leaves the pod out for as long as the kubelet's probes say, so it is asked by its address.
+  # Its Service leaves the pod out for as long as the kubelet's probes say, so it is asked by its address. Promised are 2 s.
   expect inside shop teller timeout 10 sh -c "until curl -sf --max-time 1 http://$(ip_of shop "$pod"):8080/; do sleep 0.05; done"
   echo "figure: $(($(now) - begun)) ms from the proxy's end until its pod answered again"
+  ! wait $asking || fail "somebody outside of the mesh was answered"
+  grep '^0 good, [1-9][0-9]* failed$' "$work/stranger.out" || fail "$(tail -n 3 "$work/stranger.out")"
   eventually 5 proxy_restarted "$pod"
   ready shop deploy/web
   eventually 4 get shop teller http://web/

@@ -3,7 +3,7 @@
 
 sentences_operate() {
   sentence enrolling_says_what_it_breaks "namespace add names what it would break and changes nothing, and what it prints mends it"
-  sentence what_is_missing_is_named "check names each object that is missing, and the same installation again brings it back"
+  sentence what_is_missing_is_named "check names objects that are missing, and the same installation again brings them back"
   sentence upgrade_is_careful "upgrade removes what a version no longer has, and takes over nothing of others and no newer version"
   sentence versions_that_differ_are_named "check names the pods of another version than the one that is installed"
 }
@@ -81,7 +81,8 @@ what_is_missing_is_named() {
   for each in ServiceAccount/byrnie-injector ClusterRole/byrnie-injector ClusterRoleBinding/byrnie-control-plane \
     Role/byrnie-control-plane RoleBinding/byrnie-control-plane Service/byrnie-control-plane Service/byrnie-injector \
     PodDisruptionBudget/byrnie-injector ValidatingAdmissionPolicy/byrnie-proxy ValidatingAdmissionPolicyBinding/byrnie-proxy \
-    Deployment/byrnie-injector CustomResourceDefinition/mtlspolicies.byrnie.dev MutatingWebhookConfiguration/byrnie-injector; do
+    Deployment/byrnie-injector CustomResourceDefinition/mtlspolicies.byrnie.dev ValidatingWebhookConfiguration/byrnie-injector \
+    MutatingWebhookConfiguration/byrnie-injector; do
     kubectl -n byrnie-system delete "$each"
     found=$(! "$BYRNIE" check -o json) || fail "check is green without $each"
     found=$(jq -r '.[] | select(.outcome == "failed") | .found' <<< "$found")

@@ -151,4 +151,4 @@ END
   get platform caller http://shopfront/
 }
 
-denied() { ! get platform caller "$1" &> /dev/null; }
+denied() { is_turned_away platform caller "$1"; }

@@ -38,7 +38,9 @@ END
 }
 
 edge_is_there() { edge shop teller web; }
-plaintext_edge_is_seen() { ! "$BYRNIE" edges -n shop --require-mtls > /dev/null 2>&1; }
+plaintext_edge_is_seen() {
+  "$BYRNIE" edges -n shop -o json | jq -e 'any(.[]; .secured | not)' > /dev/null && ! "$BYRNIE" edges -n shop --require-mtls &> /dev/null
+}
 
 a_stranger_is_refused() {
   local ip
@@ -58,7 +60,6 @@ an_opted_out_pod_is_refused() {
   kubectl -n shop delete pod outcast --wait=false
 }
 
-# A record of TLS begins with its type and 3 (TLS 1.x), a request in plaintext with GET.
 the_wire_has_no_plaintext() {
   [[ -n ${BYRNIE_LOCAL_NODE-} ]] || { echo "the bridge of the pods can't be read from here" && exit 77; }
   command -v tcpdump > /dev/null || { echo "tcpdump is not installed" && exit 77; }

@@ -33,8 +33,15 @@ namespace_remove_unmeshes() {
   eventually 5 no_trust_bundle_in shop
 }
 
-no_proxy_in() { ! kubectl -n "$1" get pods -o 'jsonpath={.items[*].spec.initContainers[*].name}' | grep byrnie-proxy > /dev/null; }
-no_trust_bundle_in() { ! kubectl -n "$1" get configmap byrnie-trust-bundle &> /dev/null; }
+no_proxy_in() {
+  local found
+  found=$(kubectl -n "$1" get pods -o 'jsonpath={.items[*].spec.initContainers[*].name}') && [[ $found != *byrnie-proxy* ]]
+}
+
+no_trust_bundle_in() {
+  local found
+  found=$(kubectl -n "$1" get configmap byrnie-trust-bundle --ignore-not-found -o name) && [[ -z $found ]]
+}
 
 uninstall_leaves_nothing() {
   local each
@@ -52,16 +59,15 @@ uninstall_leaves_nothing() {
 }
 
 nothing_is_left() {
-  [[ -z $(left) ]] || { left && return 1; }
-}
-
-left() {
-  kubectl get -o name \
-    namespaces,crds,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings |
-    grep -i byrnie || true
-  kubectl get -A -o name configmaps,secrets,leases,roles,rolebindings,services,serviceaccounts,deployments |
-    grep -i byrnie || true
-  kubectl get -A -o name -l app.kubernetes.io/managed-by=byrnie configmaps,secrets || true
-  kubectl get namespaces -o json | jq -r '.items[].metadata | select((.labels // {}) | keys | any(startswith("byrnie.dev/"))) |
-    "namespace \(.name) has a label of ours"'
+  local everywhere inside labelled namespaces found
+  # That something can't be listed does not mean that it is not there.
+  everywhere=$(kubectl get -o name \
+    namespaces,crds,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings) &&
+    inside=$(kubectl get -A -o name configmaps,secrets,leases,roles,rolebindings,services,serviceaccounts,deployments) &&
+    labelled=$(kubectl get -A -o name -l app.kubernetes.io/managed-by=byrnie configmaps,secrets) &&
+    namespaces=$(kubectl get namespaces -o json) || return 1
+  found=$(grep -i byrnie <<< "$everywhere"$'\n'"$inside")$labelled
+  found+=$(jq -r '.items[].metadata | select((.labels // {}) | keys | any(startswith("byrnie.dev/"))) |
+    "namespace \(.name) has a label of ours"' <<< "$namespaces") || return 1
+  [[ -z $found ]] || { echo "$found" && return 1; }
 }

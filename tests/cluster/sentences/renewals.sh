@@ -12,11 +12,11 @@ renewals_lose_nothing() {
   [[ -n ${BYRNIE_LOCAL_NODE-} ]] || { echo "the API server can't be stopped from here" && exit 77; }
   local code=0
   ensure_platform
-  kubectl -n byrnie-system patch deploy byrnie-control-plane --type=json \
-    -p "[{\"op\": \"add\", \"path\": \"/spec/template/spec/containers/0/args/-\", \"value\": \"--svid-ttl=${SHORT_LIFE}s\"}]"
-  ready byrnie-system deploy/byrnie-control-plane
   # In the background, because what fails in it must end it, and not this function.
   {
+    kubectl -n byrnie-system patch deploy byrnie-control-plane --type=json \
+      -p "[{\"op\": \"add\", \"path\": \"/spec/template/spec/containers/0/args/-\", \"value\": \"--svid-ttl=${SHORT_LIFE}s\"}]"
+    ready byrnie-system deploy/byrnie-control-plane
     nginx_is_renewed_under_load
     renewed_without_the_api_server
   } &
@@ -36,27 +36,34 @@ nginx_is_renewed_under_load() {
   nginx renewed byrnie-ingress-client
   ready ingress pod/renewed
   begin_load legacy through-nginx "$(ip_of ingress renewed):8080"
-  local each
-  for each in 1 2 3; do renew_nginx "$(ingress_secret | jq '.data["tls.crt"]')"; done
+  local each first
+  first=$(ingress_certificate)
+  for each in 1 2 3; do renew_nginx "$(ingress_certificate)"; done
+  ! base64 -d <<< "$first" | openssl x509 -noout -checkend 0 || fail "the first certificate has not ended yet"
   end_load legacy through-nginx
+  lost_nothing through-nginx
 }
 
 # What an ingress controller does when the Secret has changed, which it reads from the API server: the kubelet takes up to a
 # minute to bring it into a pod. So does the control plane to look at it, unless something else changes.
 renew_nginx() {
-  local before=$1 secret each
-  until secret=$(ingress_secret) && [[ $(jq '.data["tls.crt"]' <<< "$secret") != "$before" ]]; do
-    kubectl -n legacy delete service tick --ignore-not-found > /dev/null
-    kubectl -n legacy create service clusterip tick --tcp=80 > /dev/null
-    sleep 1
-  done
+  local secret each
+  eventually 8 is_renewed "$1"
+  secret=$(kubectl -n ingress get secret byrnie-ingress-client -o json)
   for each in tls.crt tls.key; do
-    jq -r --arg name $each '.data[$name]' <<< "$secret" | base64 -d | kubectl -n ingress exec -i renewed -- sh -c "cat > /tmp/tls/$each"
+    jq -er --arg name $each '.data[$name]' <<< "$secret" | base64 -d | kubectl -n ingress exec -i renewed -- sh -c "cat > /tmp/tls/$each"
   done
   inside ingress renewed nginx -c /etc/nginx-lab/nginx.conf -e stderr -s reload
 }
 
-ingress_secret() { kubectl -n ingress get secret byrnie-ingress-client -o json; }
+is_renewed() {
+  local now
+  kubectl -n legacy delete service tick --ignore-not-found > /dev/null
+  kubectl -n legacy create service clusterip tick --tcp=80 > /dev/null
+  now=$(ingress_certificate) && [[ -n $now && $now != "$1" ]]
+}
+
+ingress_certificate() { kubectl -n ingress get secret byrnie-ingress-client -o 'jsonpath={.data.tls\.crt}'; }
 
 # It answers nobody and refuses nobody: who asks it waits. No certificate of before is valid at the end.
 renewed_without_the_api_server() {
@@ -70,36 +77,7 @@ renewed_without_the_api_server() {
   kill -CONT "$pid"
   [[ $(certificate_of platform direct) != "$before" ]] || fail "its certificate is still the one of before"
   end_load platform direct
+  lost_nothing direct
 }
 
 certificate_of() { "$BYRNIE" identity show "$2" -n "$1" -o pem; }
-
-# begin_load NAMESPACE POD HOST:PORT: a pod that asks all the time.
-begin_load() {
-  kubectl -n "$1" delete pod "$2" --ignore-not-found
-  cat << END | apply "$1"
-apiVersion: v1
-kind: Pod
-metadata: { name: $2 }
-spec:
-  restartPolicy: Never
-  terminationGracePeriodSeconds: 1
-  containers:
-    - name: app
-      image: $IMAGE
-      command: [byrnie-test-app, load, "$3", --rate=20, --seconds=300, --until=/tmp/stop]
-END
-  ready "$1" "pod/$2"
-}
-
-# end_load NAMESPACE POD: every request must have been answered.
-end_load() {
-  inside "$1" "$2" touch /tmp/stop
-  eventually 5 has_ended "$1" "$2"
-  kubectl -n "$1" logs "$2" -c app
-  echo "figure: $2: $(kubectl -n "$1" logs "$2" -c app | sed -n '/ good, /p')"
-  kubectl -n "$1" logs "$2" -c app | grep '^[1-9][0-9]* good, 0 failed$' > /dev/null || fail "requests of $2 were lost"
-  kubectl -n "$1" delete pod "$2" --wait=false
-}
-
-has_ended() { kubectl -n "$1" get pod "$2" -o 'jsonpath={.status.containerStatuses[?(@.name=="app")].state}' | grep terminated > /dev/null; }

@@ -89,16 +89,18 @@ END
 }
 
 the_control_plane_rolls_unseen() {
-  local code=0 asking
+  local code=0 asking slow
   ensure_rolling
   rm -f "$work/rolled"
   ask_the_webhook > "$work/asked.out" 2> /dev/null &
   asking=$!
-  [[ -z ${BYRNIE_LOCAL_NODE-} ]] || slow_services &
+  slow_services &
+  slow=$!
   # In the background, so that what fails does not end this sentence before the other one.
   while_loaded roll_byrnie &
   wait $! || code=$?
   touch "$work/rolled"
+  wait $slow || fail "kube-proxy could not be slowed down"
   wait $asking || fail "the webhook did not always answer: $(cat "$work/asked.out")"
   grep '^figure: ' "$work/asked.out" || true
   echo "figure: $(tail -n 1 "$work/asked.out")"
@@ -107,6 +109,7 @@ the_control_plane_rolls_unseen() {
 
 # On a large cluster kube-proxy is seconds behind; who leaves must be there for as long.
 slow_services() {
+  [[ -n ${BYRNIE_LOCAL_NODE-} ]] || return 0
   local pid
   pid=$(pgrep -x kube-proxy)
   until [[ -e $work/rolled ]]; do

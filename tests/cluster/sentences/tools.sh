@@ -171,6 +171,39 @@ processes_of() {
   done
 }
 
+# begin_load NAMESPACE POD HOST:PORT: a pod that asks all the time, until end_load.
+begin_load() {
+  kubectl -n "$1" delete pod "$2" --ignore-not-found
+  cat << END | apply "$1"
+apiVersion: v1
+kind: Pod
+metadata: { name: $2 }
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: app
+      image: $IMAGE
+      command: [byrnie-test-app, load, "$3", --rate=20, --seconds=3600, --until=/tmp/stop]
+END
+  ready "$1" "pod/$2"
+}
+
+# end_load NAMESPACE POD: what it says at its end is in $work/POD.out.
+end_load() {
+  inside "$1" "$2" touch /tmp/stop
+  eventually 5 has_ended "$1" "$2"
+  kubectl -n "$1" logs "$2" -c app > "$work/$2.out"
+  tail -n 20 "$work/$2.out"
+  echo "figure: $2: $(grep ' good, ' "$work/$2.out")"
+  kubectl -n "$1" delete pod "$2" --wait=false
+}
+
+has_ended() { kubectl -n "$1" get pod "$2" -o 'jsonpath={.status.containerStatuses[?(@.name=="app")].state}' | grep terminated > /dev/null; }
+
+# lost_nothing POD: of what its load said.
+lost_nothing() { grep '^[1-9][0-9]* good, 0 failed$' "$work/$1.out" || fail "requests of $1 were lost"; }
+
 # edge NAMESPACE CLIENT SERVER: whether the control plane has heard of a proven edge between these ServiceAccounts.
 edge() {
   "$BYRNIE" edges -n "$1" -o json | jq -e --arg account "spiffe://cluster.local/ns/$1/sa/" --arg client "$2" --arg server "$3"     'any(.[]; .secured and .source_id == $account + $client and .destination_id == $account + $server)' > /dev/null
