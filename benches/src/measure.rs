@@ -8,7 +8,7 @@ use crate::failure::{Result, doing};
 use crate::http;
 use crate::loads::iperf::Way;
 use crate::loads::{Requests, connections, h2load, idle, iperf, open_loop, wrk};
-use crate::process::{cpu_seconds, memory};
+use crate::process::{Memory, cpu_seconds, memory};
 use crate::results::Outcome;
 use crate::rows::{Metric, Row};
 use crate::site::{IPERF_PORT, Site};
@@ -18,10 +18,6 @@ const WARM_UP: Duration = Duration::from_secs(1);
 
 /// How long connections are idle before memory is looked at, and how long after they were closed.
 const SETTLE: Duration = Duration::from_secs(2);
-
-/// Idle connections.
-const FEW: u32 = 1_000;
-const MANY: u32 = 9_000;
 
 /// Longest that the first request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -155,20 +151,30 @@ fn steps(site: &Site, held: &mut Vec<std::net::TcpStream>, figures: &mut Figures
     idle::open(site.client(), to, held, 1)?;
     held.clear();
     sleep(SETTLE);
-    let idle = memory(&proxies)?;
-    figures.push((Metric::RssIdle, Outcome::Value(idle.rss / 1024.0)));
-    figures.push((Metric::PssIdle, Outcome::Value(idle.pss / 1024.0)));
-    for (metric, wanted) in [(Metric::PerConnection1000, FEW), (Metric::PerConnection9000, MANY)] {
+    let idle = remembered(&proxies, Metric::RssIdle, Metric::PssIdle, figures)?;
+    let many = [
+        (1_000_u32, Metric::Rss1000, Metric::Pss1000, Metric::PerConnection1000),
+        (9_000, Metric::Rss9000, Metric::Pss9000, Metric::PerConnection9000),
+    ];
+    for (wanted, rss, pss, each) in many {
         idle::open(site.client(), to, held, usize::try_from(wanted).unwrap_or(usize::MAX))?;
         sleep(SETTLE);
         idle::check(held)?;
-        let now = memory(&proxies)?;
-        figures.push((metric, Outcome::Value((now.rss - idle.rss) / f64::from(wanted))));
+        let now = remembered(&proxies, rss, pss, figures)?;
+        figures.push((each, Outcome::Value((now.rss - idle.rss) / f64::from(wanted))));
     }
     held.clear();
     sleep(SETTLE);
-    figures.push((Metric::RssAfter, Outcome::Value(memory(&proxies)?.rss / 1024.0)));
+    remembered(&proxies, Metric::RssAfter, Metric::PssAfter, figures)?;
     Ok(())
+}
+
+/// What the proxies hold now, noted in MiB.
+fn remembered(proxies: &[u32], rss: Metric, pss: Metric, figures: &mut Figures) -> Result<Memory> {
+    let now = memory(proxies)?;
+    figures.push((rss, Outcome::Value(now.rss / 1024.0)));
+    figures.push((pss, Outcome::Value(now.pss / 1024.0)));
+    Ok(now)
 }
 
 /// Runs a load once to warm up, then measures it with the CPU seconds that the proxies used for it.

@@ -39,7 +39,7 @@ impl Report {
         let Conditions { when, machine, programs, rounds, seconds } = &self.conditions;
         let programs: Vec<_> = programs.iter().map(|(name, version)| format!("{name} {version}")).collect();
         let mut text = format!(
-            "Measured {when} on {machine}; {}. Medians of {rounds} rounds of {seconds} s, with the least and the greatest; \
+            "Measured {when} on {machine}; {}. Rounds: {rounds}, loads of {seconds} s. Medians, with the least and the greatest; \
              ratios are medians of the ratios within a round.\n\n",
             programs.join(", ")
         );

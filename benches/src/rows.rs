@@ -74,9 +74,14 @@ pub(crate) enum Metric {
     BulkCpu,
     RssIdle,
     PssIdle,
+    Rss1000,
+    Pss1000,
     PerConnection1000,
+    Rss9000,
+    Pss9000,
     PerConnection9000,
     RssAfter,
+    PssAfter,
     Cold,
 }
 
@@ -115,7 +120,7 @@ pub(crate) struct About {
 
 impl Metric {
     /// In the order of the report.
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::KeepaliveRequests,
         Self::ParsedRequests,
         Self::KeepaliveCpu,
@@ -135,9 +140,14 @@ impl Metric {
         Self::BulkCpu,
         Self::RssIdle,
         Self::PssIdle,
+        Self::Rss1000,
+        Self::Pss1000,
         Self::PerConnection1000,
+        Self::Rss9000,
+        Self::Pss9000,
         Self::PerConnection9000,
         Self::RssAfter,
+        Self::PssAfter,
         Self::Cold,
     ];
 
@@ -149,9 +159,16 @@ impl Metric {
             Self::Connections | Self::ConnectionsCpu => Row::Connections,
             Self::H2cRequests | Self::H2cCpu => Row::H2c,
             Self::BulkTo1 | Self::BulkTo8 | Self::BulkFrom1 | Self::BulkFrom8 | Self::BulkCpu => Row::Bulk,
-            Self::RssIdle | Self::PssIdle | Self::PerConnection1000 | Self::PerConnection9000 | Self::RssAfter => {
-                Row::Idle
-            }
+            Self::RssIdle
+            | Self::PssIdle
+            | Self::Rss1000
+            | Self::Pss1000
+            | Self::PerConnection1000
+            | Self::Rss9000
+            | Self::Pss9000
+            | Self::PerConnection9000
+            | Self::RssAfter
+            | Self::PssAfter => Row::Idle,
             Self::Cold => Row::Cold,
         }
     }
@@ -167,19 +184,9 @@ impl Metric {
 
     /// Whether it is of the proxies themselves, so that `direct` has none.
     pub(crate) fn is_of_proxies(self) -> bool {
-        matches!(
-            self,
-            Self::KeepaliveCpu
-                | Self::RateCpu
-                | Self::ConnectionsCpu
-                | Self::H2cCpu
-                | Self::BulkCpu
-                | Self::RssIdle
-                | Self::PssIdle
-                | Self::PerConnection1000
-                | Self::PerConnection9000
-                | Self::RssAfter
-        )
+        let is_cpu =
+            matches!(self, Self::KeepaliveCpu | Self::RateCpu | Self::ConnectionsCpu | Self::H2cCpu | Self::BulkCpu);
+        is_cpu || self.row() == Row::Idle
     }
 
     /// Its description.
@@ -211,9 +218,14 @@ impl Metric {
             Self::BulkCpu => about("proxies' CPU s per GB", Lower, 2, l4(0.9), most(1.1)),
             Self::RssIdle => about("RSS idle, MiB each", Lower, 1, most(8.0), most(5.0)),
             Self::PssIdle => about("PSS idle, MiB each", Lower, 1, None, None),
+            Self::Rss1000 => about("RSS with 1,000 idle connections, MiB each", Lower, 1, None, None),
+            Self::Pss1000 => about("PSS with 1,000 idle connections, MiB each", Lower, 1, None, None),
             Self::PerConnection1000 => about("KiB per idle connection, of 1,000", Lower, 1, None, None),
+            Self::Rss9000 => about("RSS with 9,000 idle connections, MiB each", Lower, 1, None, None),
+            Self::Pss9000 => about("PSS with 9,000 idle connections, MiB each", Lower, 1, None, None),
             Self::PerConnection9000 => about("KiB per idle connection, of 9,000", Lower, 1, most(10.0), most(6.0)),
             Self::RssAfter => about("RSS 2 s after closing 9,000, MiB each", Lower, 1, most(40.0), most(15.0)),
+            Self::PssAfter => about("PSS 2 s after closing 9,000, MiB each", Lower, 1, None, None),
             Self::Cold => about("first request ever through the pair, ms", Lower, 1, most(10.0), most(4.0)),
         }
     }
