@@ -133,7 +133,7 @@ fn bulk(site: &Site, length: Duration) -> Result<Figures> {
     Ok(figures)
 }
 
-/// Each step keeps what came before it: where 9,000 connections fail, the figures of 1,000 stand.
+/// Each step keeps what came before it: where 9,000 connections fail, the figures of 4,000 stand.
 fn idle_connections(site: &Site) -> Figures {
     let mut figures = Figures::new();
     let mut held = Vec::new();
@@ -154,6 +154,7 @@ fn steps(site: &Site, held: &mut Vec<std::net::TcpStream>, figures: &mut Figures
     let idle = remembered(&proxies, Metric::RssIdle, Metric::PssIdle, figures)?;
     let many = [
         (1_000_u32, Metric::Rss1000, Metric::Pss1000, Metric::PerConnection1000),
+        (4_000, Metric::Rss4000, Metric::Pss4000, Metric::PerConnection4000),
         (9_000, Metric::Rss9000, Metric::Pss9000, Metric::PerConnection9000),
     ];
     for (wanted, rss, pss, each) in many {

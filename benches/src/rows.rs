@@ -22,7 +22,7 @@ pub(crate) enum Row {
     H2c,
     /// iperf3: 1 and 8 streams, both ways.
     Bulk,
-    /// Memory: idle, with 1,000 and 9,000 idle connections, and after these.
+    /// Memory: idle, with 1,000, 4,000 and 9,000 idle connections, and after these.
     Idle,
 }
 
@@ -77,6 +77,9 @@ pub(crate) enum Metric {
     Rss1000,
     Pss1000,
     PerConnection1000,
+    Rss4000,
+    Pss4000,
+    PerConnection4000,
     Rss9000,
     Pss9000,
     PerConnection9000,
@@ -120,7 +123,7 @@ pub(crate) struct About {
 
 impl Metric {
     /// In the order of the report.
-    pub(crate) const ALL: [Self; 28] = [
+    pub(crate) const ALL: [Self; 31] = [
         Self::KeepaliveRequests,
         Self::ParsedRequests,
         Self::KeepaliveCpu,
@@ -143,6 +146,9 @@ impl Metric {
         Self::Rss1000,
         Self::Pss1000,
         Self::PerConnection1000,
+        Self::Rss4000,
+        Self::Pss4000,
+        Self::PerConnection4000,
         Self::Rss9000,
         Self::Pss9000,
         Self::PerConnection9000,
@@ -164,6 +170,9 @@ impl Metric {
             | Self::Rss1000
             | Self::Pss1000
             | Self::PerConnection1000
+            | Self::Rss4000
+            | Self::Pss4000
+            | Self::PerConnection4000
             | Self::Rss9000
             | Self::Pss9000
             | Self::PerConnection9000
@@ -221,6 +230,9 @@ impl Metric {
             Self::Rss1000 => about("RSS with 1,000 idle connections, MiB each", Lower, 1, None, None),
             Self::Pss1000 => about("PSS with 1,000 idle connections, MiB each", Lower, 1, None, None),
             Self::PerConnection1000 => about("KiB per idle connection, of 1,000", Lower, 1, None, None),
+            Self::Rss4000 => about("RSS with 4,000 idle connections, MiB each", Lower, 1, None, None),
+            Self::Pss4000 => about("PSS with 4,000 idle connections, MiB each", Lower, 1, None, None),
+            Self::PerConnection4000 => about("KiB per idle connection, of 4,000", Lower, 1, None, None),
             Self::Rss9000 => about("RSS with 9,000 idle connections, MiB each", Lower, 1, None, None),
             Self::Pss9000 => about("PSS with 9,000 idle connections, MiB each", Lower, 1, None, None),
             Self::PerConnection9000 => about("KiB per idle connection, of 9,000", Lower, 1, most(10.0), most(6.0)),
