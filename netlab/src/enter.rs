@@ -97,6 +97,13 @@ pub fn enter() -> Result<Entered, CannotRun> {
     }
 }
 
+/// Whether this process is the one that the user started: [`enter`] has yet to
+/// restart the program. For what needs the outside, such as installing what is
+/// missing.
+pub fn is_outside() -> bool {
+    std::env::var_os(STAGE).is_none()
+}
+
 fn stay_outside() -> Result<Entered, CannotRun> {
     let privileges = make_namespaces()?;
     let stage = format!("init:{}:{}", privileges.label(), std::process::id());

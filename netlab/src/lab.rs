@@ -105,6 +105,29 @@ impl Lab {
         Ok(pod)
     }
 
+    /// Joins two pods by a cable of their own: what one sends to the other's
+    /// addresses goes through it from now on, past the bridge and its taps.
+    /// For measurements, which want no more in the way than a cable. A pod can
+    /// have one.
+    ///
+    /// # Errors
+    /// [`LabError`] with the part that could not be made.
+    pub fn cable(&self, one: &Host, other: &Host) -> Result<(), LabError> {
+        let failed = |part: &str| LabError::at(&format!("cable from {} to {}: {part}", one.name(), other.name()));
+        let end = |host| End { namespace: Host::namespace(host), name: DIRECT };
+        links::make_cable(end(one), end(other), None, None).map_err(failed("its ends"))?;
+        for (host, peer) in [(one, other), (other, one)] {
+            // Its addresses here too: IPv6 answers for those of the interface that was asked, and no others.
+            let own: Vec<_> = host.addresses().iter().map(|address| (*address, full_length(*address))).collect();
+            links::configure(host.namespace(), DIRECT, &own).map_err(failed("its addresses"))?;
+            for address in peer.addresses() {
+                links::add_route(host.namespace(), IpNet::from(*address), None, DIRECT)
+                    .map_err(failed("its routes"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// A host behind the router, on a link of its own and not on the pods'
     /// bridge, with any addresses that are not in the pods' networks.
     ///
@@ -209,6 +232,9 @@ impl LabError {
         move |source| Self { part: part.clone(), source }
     }
 }
+
+/// Name of both ends of a cable between two pods.
+const DIRECT: &str = "direct";
 
 /// The end of a cable that a host has.
 fn inside(host: &Host) -> End<'_> {

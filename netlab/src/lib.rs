@@ -35,7 +35,7 @@ pub mod shim;
 mod tap;
 
 pub use command::{HostCommand, Process};
-pub use enter::{CannotRun, Entered, Privileges, enter};
+pub use enter::{CannotRun, Entered, Privileges, enter, is_outside};
 pub use entrance::{Entrance, NotAnEntrance};
 pub use host::Host;
 pub use lab::{Lab, LabError};

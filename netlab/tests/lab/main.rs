@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         reach: [
             pods_reach_each_other_over_ipv4_and_ipv6,
             an_external_host_sees_the_pods_own_address_and_is_not_on_the_bridge,
+            a_cable_between_two_pods_goes_past_the_bridge,
             two_labs_with_the_same_addresses_do_not_meet,
             a_new_pod_with_an_old_address_is_found_at_once,
             sockets_stay_on_their_host_in_async_code,

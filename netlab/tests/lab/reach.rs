@@ -35,6 +35,21 @@ pub(crate) fn an_external_host_sees_the_pods_own_address_and_is_not_on_the_bridg
     Verdict::Passed
 }
 
+pub(crate) fn a_cable_between_two_pods_goes_past_the_bridge(entered: &Entered) -> Verdict {
+    let lab = Lab::new(entered, "cable").unwrap();
+    let (a, b) = two_pods(&lab);
+    lab.cable(&a, &b).unwrap();
+    let tap = lab.tap(TapOptions::new("").between(a.addresses().iter().chain(b.addresses()).copied())).unwrap();
+    for address in b.addresses() {
+        assert_eq!(ask(&a, serve(&b, *address, 80)), a.addresses_of_family(*address));
+    }
+    assert_eq!(tap.stop().unwrap().packets, 0);
+    for address in lab.node().addresses() {
+        assert_eq!(ask(&a, serve(lab.node(), *address, 81)), a.addresses_of_family(*address));
+    }
+    Verdict::Passed
+}
+
 pub(crate) fn two_labs_with_the_same_addresses_do_not_meet(entered: &Entered) -> Verdict {
     let labs = [Lab::new(entered, "one").unwrap(), Lab::new(entered, "two").unwrap()];
     let pairs = labs.each_ref().map(two_pods);

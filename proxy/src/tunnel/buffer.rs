@@ -2,6 +2,28 @@
 
 use std::io;
 
+use bytes::BufMut;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// Reads once, at most `room` bytes, to the end of `into`. A read that gives less than it was asked for has emptied the
+/// socket, and epoll tells of whatever comes next (epoll(7)): the runtime is told so at once, which saves the read that
+/// would only say it. That was a third of the system calls of a request.
+///
+/// # Errors
+/// Those of the socket; `WouldBlock` where nothing is there.
+pub(crate) fn read_some(socket: &TcpStream, into: &mut Vec<u8>, room: usize) -> io::Result<usize> {
+    let mut count = 0;
+    let read = socket.try_io(Interest::READABLE, || {
+        count = socket.try_read_buf(&mut into.limit(room))?;
+        if count > 0 && count < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(count) }
+    });
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock && count > 0 => Ok(count),
+        other => other,
+    }
+}
+
 /// Bytes between what was taken from the front and what was put at the end.
 #[derive(Default)]
 pub(crate) struct Buffer {
@@ -99,7 +121,51 @@ impl From<Vec<u8>> for Buffer {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
+    use std::task::Poll;
+
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn after_a_short_read_the_socket_is_known_to_be_empty_and_what_comes_next_is_heard() {
+        let (ours, mut theirs) = pair().await;
+        let mut heard = Vec::new();
+        for words in [&b"abc"[..], b"d"] {
+            theirs.write_all(words).await.unwrap();
+            ours.readable().await.unwrap();
+            assert_eq!(read_some(&ours, &mut heard, 8).unwrap(), words.len());
+            let ready = std::future::poll_fn(|cx| Poll::Ready(ours.poll_read_ready(cx))).await;
+            assert!(ready.is_pending(), "no read has asked whether there is more");
+        }
+        drop(theirs);
+        ours.readable().await.unwrap();
+        assert_eq!(read_some(&ours, &mut heard, 8).unwrap(), 0);
+        assert_eq!(heard, b"abcd");
+    }
+
+    #[tokio::test]
+    async fn what_is_left_after_a_full_read_and_an_end_right_behind_it_are_heard() {
+        let (ours, mut theirs) = pair().await;
+        theirs.write_all(b"abcdef").await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let mut heard = Vec::new();
+        loop {
+            ours.readable().await.unwrap();
+            match read_some(&ours, &mut heard, 4) {
+                Ok(0) => break,
+                Ok(count) => assert!(count <= 4),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        assert_eq!(heard, b"abcdef");
+    }
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (listener.accept().await.unwrap().0, theirs)
+    }
 
     #[test]
     fn what_goes_in_comes_out_in_order() {

@@ -5,14 +5,13 @@ use std::io;
 use std::task::{Context, Poll};
 
 use byrnie_proto::tunnel::{HEADER_LEN, v1::ResetCode};
-use bytes::BufMut;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::limits::{BUFFER_APPLICATION, BUFFER_MIN};
 use crate::shared::Shared;
 use crate::streams::{Cut, Registered};
-use crate::tunnel::buffer::Buffer;
+use crate::tunnel::buffer::{Buffer, read_some};
 use crate::tunnel::{Heard, Tunnel, TunnelError};
 
 /// How a stream ended.
@@ -91,12 +90,18 @@ impl FromApplication {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Option<&mut Vec<u8>>>> {
         loop {
-            std::task::ready!(application.poll_read_ready(cx))?;
+            match application.poll_read_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => {
+                    *self = FromApplication::new();
+                    return Poll::Pending;
+                }
+            }
             let size = self.size.min(most);
             self.frame.clear();
             self.frame.reserve_exact(HEADER_LEN + size);
             self.frame.extend_from_slice(&[0; HEADER_LEN]);
-            match application.try_read_buf(&mut (&mut self.frame).limit(size)) {
+            match read_some(application, &mut self.frame, size) {
                 Ok(0) => return Poll::Ready(Ok(None)),
                 Ok(count) => {
                     if count == self.size {
@@ -104,7 +109,7 @@ impl FromApplication {
                     }
                     return Poll::Ready(Ok(Some(&mut self.frame)));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => *self = FromApplication::new(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }

@@ -17,7 +17,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 
 use crate::limits::{ALERT, BUFFER_MIN, BUFFER_TLS, HANDSHAKE_MESSAGE};
-use crate::tunnel::buffer::Buffer;
+use crate::tunnel::buffer::{Buffer, read_some};
 use crate::tunnel::tls_reason;
 
 /// The largest TLS record with its header (RFC 8446, 5.2): a buffer that holds part of one must be able to take all.
@@ -241,9 +241,19 @@ impl Tls {
             return Poll::Ready(Err(TlsError::EndlessMessage(partial)));
         }
         loop {
-            ready!(self.io.poll_read_ready(cx))?;
+            match self.io.poll_read_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => {
+                    if partial == 0 {
+                        self.incoming.release();
+                        self.plaintext.release();
+                        self.read_size = BUFFER_MIN;
+                    }
+                    return Poll::Pending;
+                }
+            }
             let room = self.read_size.max(if partial > 0 { RECORD_MAX.saturating_sub(partial) } else { 0 });
-            match self.incoming.read_from(room, |into| self.io.try_read_buf(into)) {
+            match self.incoming.read_from(room, |into| read_some(&self.io, into, room)) {
                 Ok(0) => {
                     if self.peer_end == PeerEnd::Open {
                         self.peer_end = PeerEnd::Truncated;
@@ -256,13 +266,7 @@ impl Tls {
                     }
                     return Poll::Ready(Ok(count));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if partial == 0 {
-                        self.incoming.release();
-                        self.plaintext.release();
-                        self.read_size = BUFFER_MIN;
-                    }
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
         }

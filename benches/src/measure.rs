@@ -1,0 +1,199 @@
+//! One row through one contestant: the load, what it came to, and what the proxies used for it.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::contestants::Contestant;
+use crate::failure::{Result, doing};
+use crate::http;
+use crate::loads::iperf::Way;
+use crate::loads::{Requests, connections, h2load, idle, iperf, open_loop, wrk};
+use crate::process::{Memory, cpu_seconds, memory};
+use crate::results::Outcome;
+use crate::rows::{Metric, Row};
+use crate::site::{IPERF_PORT, Site};
+
+/// Length of the load that goes before a measured one.
+const WARM_UP: Duration = Duration::from_secs(1);
+
+/// How long connections are idle before memory is looked at, and how long after they were closed.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// Longest that the first request may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a row came to.
+pub(crate) type Figures = Vec<(Metric, Outcome)>;
+
+/// Measures a row. `cold` and `idle` want a pair that has carried nothing yet.
+pub(crate) fn row(site: &mut Site, row: Row, length: Duration) -> Figures {
+    let contestant = site.contestant();
+    if let Some(reason) = contestant.cannot(row) {
+        return same_for_all(contestant, row, &Outcome::NotRun(reason.to_owned()));
+    }
+    let measured = match row {
+        Row::Cold => cold(site),
+        Row::Keepalive => keepalive(site, length),
+        Row::Rate => rate(site, length),
+        Row::Connections => new_connections(site, length),
+        Row::H2c => h2c(site, length),
+        Row::Bulk => bulk(site, length),
+        Row::Idle => Ok(idle_connections(site)),
+    };
+    match measured.and_then(|figures| site.check().map(|()| figures)) {
+        Ok(figures) => figures,
+        Err(failure) => same_for_all(contestant, row, &Outcome::Void(failure.to_string())),
+    }
+}
+
+/// The same outcome for every figure of a row that the contestant could have had.
+pub(crate) fn same_for_all(contestant: Contestant, row: Row, outcome: &Outcome) -> Figures {
+    let has = |metric: &Metric| {
+        let is_of_all = *metric != Metric::ParsedRequests && metric.added_to().is_none();
+        is_of_all && (contestant.has_proxies() || !metric.is_of_proxies())
+    };
+    let of_all = row.metrics().filter(has).map(|metric| (metric, outcome.clone()));
+    of_all.chain(parsed(contestant, row, outcome)).collect()
+}
+
+/// The figure with HTTP parsed: only of those who do, and of Byrnie, who does not yet.
+fn parsed(contestant: Contestant, row: Row, outcome: &Outcome) -> Option<(Metric, Outcome)> {
+    let outcome = match contestant {
+        Contestant::EnvoyHttp => outcome.clone(),
+        Contestant::Byrnie => Outcome::NotRun("Byrnie does not parse HTTP yet".to_owned()),
+        Contestant::Direct | Contestant::Relay | Contestant::EnvoyL4 => return None,
+    };
+    (row == Row::Keepalive).then_some((Metric::ParsedRequests, outcome))
+}
+
+fn cold(site: &Site) -> Result<Figures> {
+    let to = site.at(http::PORT)?;
+    let question = http::request(to, "/", "close");
+    let ask = || {
+        let begun = Instant::now();
+        let mut stream = std::net::TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        http::ask(&mut stream, &question)?;
+        Ok::<_, std::io::Error>(begun.elapsed())
+    };
+    let took = site.client().run(ask).map_err(doing("entering the client's namespace"))?;
+    let took = took.map_err(doing("the first request"))?;
+    Ok(vec![(Metric::Cold, Outcome::Value(took.as_secs_f64() * 1000.0))])
+}
+
+fn keepalive(site: &Site, length: Duration) -> Result<Figures> {
+    let to = site.at(http::PORT)?;
+    let (requests, cpu) = warm(site, length, |length| wrk::run(site.client(), to, length))?;
+    let mut figures = of_requests(Metric::KeepaliveRequests, Metric::KeepaliveCpu, requests, cpu);
+    figures.extend(parsed(site.contestant(), Row::Keepalive, &Outcome::Value(requests.per_second)));
+    Ok(figures)
+}
+
+fn rate(site: &Site, length: Duration) -> Result<Figures> {
+    let to = site.at(http::PORT)?;
+    let (found, cpu) = warm(site, length, |length| open_loop::run(site.client(), to, length))?;
+    let mut figures = vec![(Metric::RateP50, Outcome::Value(found.p50)), (Metric::RateP99, Outcome::Value(found.p99))];
+    figures.extend(per_10k(Metric::RateCpu, found.count, cpu));
+    Ok(figures)
+}
+
+fn new_connections(site: &Site, length: Duration) -> Result<Figures> {
+    let to = site.at(http::PORT)?;
+    let (requests, cpu) = warm(site, length, |length| connections::run(site.client(), to, length))?;
+    Ok(of_requests(Metric::Connections, Metric::ConnectionsCpu, requests, cpu))
+}
+
+fn h2c(site: &Site, length: Duration) -> Result<Figures> {
+    let to = site.at(http::H2C_PORT)?;
+    let (requests, cpu) = warm(site, length, |length| h2load::run(site.client(), to, length))?;
+    Ok(of_requests(Metric::H2cRequests, Metric::H2cCpu, requests, cpu))
+}
+
+/// One and eight streams, both ways. The CPU time is of all four together.
+fn bulk(site: &Site, length: Duration) -> Result<Figures> {
+    let to = site.at(IPERF_PORT)?;
+    let loads = [
+        (Metric::BulkTo1, 1, Way::To),
+        (Metric::BulkTo8, 8, Way::To),
+        (Metric::BulkFrom1, 1, Way::From),
+        (Metric::BulkFrom8, 8, Way::From),
+    ];
+    let mut figures = Figures::new();
+    let (mut bytes, mut seconds) = (0.0, 0.0);
+    for (metric, streams, way) in loads {
+        let before = cpu_seconds(&site.proxies())?;
+        let found = iperf::run(site.client(), to, streams, way, length)?;
+        seconds += cpu_seconds(&site.proxies())? - before;
+        bytes += found.bytes;
+        figures.push((metric, Outcome::Value(found.gigabits)));
+    }
+    if site.contestant().has_proxies() {
+        figures.push((Metric::BulkCpu, Outcome::Value(seconds / (bytes / 1e9))));
+    }
+    Ok(figures)
+}
+
+/// Each step keeps what came before it: where 9,000 connections fail, the figures of 4,000 stand.
+fn idle_connections(site: &Site) -> Figures {
+    let mut figures = Figures::new();
+    let mut held = Vec::new();
+    if let Err(failure) = steps(site, &mut held, &mut figures) {
+        let measured: Vec<Metric> = figures.iter().map(|(metric, _)| *metric).collect();
+        let missing = Row::Idle.metrics().filter(|metric| !measured.contains(metric));
+        figures.extend(missing.map(|metric| (metric, Outcome::Void(failure.to_string()))));
+    }
+    figures
+}
+
+fn steps(site: &Site, held: &mut Vec<std::net::TcpStream>, figures: &mut Figures) -> Result<()> {
+    let (proxies, to) = (site.proxies(), site.at(http::PORT)?);
+    // The first connection is not part of what others cost: it opens what a proxy opens once.
+    idle::open(site.client(), to, held, 1)?;
+    held.clear();
+    sleep(SETTLE);
+    let idle = remembered(&proxies, Metric::RssIdle, Metric::PssIdle, figures)?;
+    let many = [
+        (1_000_u32, Metric::Rss1000, Metric::Pss1000, Metric::PerConnection1000),
+        (4_000, Metric::Rss4000, Metric::Pss4000, Metric::PerConnection4000),
+        (9_000, Metric::Rss9000, Metric::Pss9000, Metric::PerConnection9000),
+    ];
+    for (wanted, rss, pss, each) in many {
+        idle::open(site.client(), to, held, usize::try_from(wanted).unwrap_or(usize::MAX))?;
+        sleep(SETTLE);
+        idle::check(held)?;
+        let now = remembered(&proxies, rss, pss, figures)?;
+        figures.push((each, Outcome::Value((now.rss - idle.rss) / f64::from(wanted))));
+    }
+    held.clear();
+    sleep(SETTLE);
+    remembered(&proxies, Metric::RssAfter, Metric::PssAfter, figures)?;
+    Ok(())
+}
+
+/// What the proxies hold now, noted in MiB.
+fn remembered(proxies: &[u32], rss: Metric, pss: Metric, figures: &mut Figures) -> Result<Memory> {
+    let now = memory(proxies)?;
+    figures.push((rss, Outcome::Value(now.rss / 1024.0)));
+    figures.push((pss, Outcome::Value(now.pss / 1024.0)));
+    Ok(now)
+}
+
+/// Runs a load once to warm up, then measures it with the CPU seconds that the proxies used for it.
+fn warm<T>(site: &Site, length: Duration, load: impl Fn(Duration) -> Result<T>) -> Result<(T, f64)> {
+    load(WARM_UP)?;
+    let before = cpu_seconds(&site.proxies())?;
+    let found = load(length)?;
+    let used = cpu_seconds(&site.proxies())? - before;
+    Ok((found, used))
+}
+
+fn of_requests(rate: Metric, cost: Metric, requests: Requests, cpu: f64) -> Figures {
+    let mut figures = vec![(rate, Outcome::Value(requests.per_second))];
+    figures.extend(per_10k(cost, requests.count, cpu));
+    figures
+}
+
+/// The proxies' time for 10,000 requests; nothing where there are no proxies.
+fn per_10k(metric: Metric, count: f64, cpu: f64) -> Option<(Metric, Outcome)> {
+    (cpu > 0.0).then(|| (metric, Outcome::Value(cpu / count * 1e4)))
+}
