@@ -41,3 +41,12 @@ fn profile_directory() -> PathBuf {
     let deps = own.parent().unwrap_or(Path::new("."));
     if deps.ends_with("deps") { deps.parent().unwrap_or(deps).to_owned() } else { deps.to_owned() }
 }
+
+/// That something is not there which this project neither builds nor ships.
+///
+/// # Panics
+/// Where everything has to be there (`BYRNIE_REQUIRE_LAB`).
+pub fn missing(what: &str) -> String {
+    assert!(std::env::var_os("BYRNIE_REQUIRE_LAB").is_none(), "{what}");
+    what.to_owned()
+}

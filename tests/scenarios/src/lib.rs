@@ -31,7 +31,7 @@ mod talk;
 mod wait;
 mod world;
 
-pub use binaries::{binaries_are_built, binary, binary_is_built};
+pub use binaries::{binaries_are_built, binary, binary_is_built, missing};
 pub use control_plane::{ControlPlane, ControlPlaneOptions};
 pub use leftovers::Leftovers;
 pub use logs::{AccessLine, Log};

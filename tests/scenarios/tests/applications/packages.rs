@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use byrnie_scenarios::missing;
+
 /// A program of Debian's.
 ///
 /// # Errors
@@ -32,11 +34,4 @@ fn postgresql() -> Option<PathBuf> {
     let version = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
     let newest = versions.map(|entry| entry.path()).max_by_key(|path| version(path))?;
     Some(newest.join("bin"))
-}
-
-/// # Panics
-/// Where everything has to be there.
-fn missing(what: &str) -> String {
-    assert!(std::env::var_os("BYRNIE_REQUIRE_LAB").is_none(), "{what}");
-    what.to_owned()
 }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use byrnie_netlab::harness::Verdict;
 use byrnie_scenarios::{
-    DEADLINE, Ending, Mesh, Pod, ProxyOptions, Random, Service, World, apps, ending, eventually, exchange, seed, within,
+    DEADLINE, Ending, Mesh, Pod, ProxyOptions, Random, Service, World, apps, ending, eventually, exchange, missing,
+    seed, within,
 };
 use nix::sys::signal::Signal;
 
@@ -49,7 +50,7 @@ pub(crate) async fn a_clock_that_is_set_a_day_on_or_back_refuses_everything_unti
     world: World,
 ) -> Verdict {
     let Some(library) = FAKETIME.iter().find(|path| std::path::Path::new(path).is_file()) else {
-        return Verdict::NotRun(format!("{} is not there; install libfaketime", FAKETIME[0]));
+        return Verdict::NotRun(missing("libfaketime is missing (apt-get install libfaketime)"));
     };
     let mesh = Mesh::start(&world).await;
     let offset = mesh.directory().join("clock");

@@ -7,6 +7,9 @@ use byrnie_scenarios::{
     DEADLINE, Ending, Mesh, Pod, Service, World, apps, deny, ending, eventually, exchange, holds_for, within,
 };
 
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls_pki_types::pem::PemObject;
+
 use crate::strict::permissive;
 
 pub(crate) async fn without_the_control_plane_what_is_known_goes_on_and_the_unknown_is_refused(world: World) {
@@ -147,6 +150,29 @@ async fn starts_over(mesh: &Mesh, pod: &Pod, token: &str) {
     eventually("the proxy answers", DEADLINE / 5, async || pod.health().await.ok()).await;
 }
 
+/// The private keys of P-256 in the files of a directory: in base64, and half of each key's own bytes as Rust prints them.
+fn private_keys(directory: &std::path::Path) -> Vec<[String; 3]> {
+    /// Where the key itself is in its PKCS #8 (RFC 5958, RFC 5915), and whole in any case.
+    const MIDDLE: std::ops::Range<usize> = 42..58;
+    let mut keys = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        if entry.path().is_dir() {
+            keys.extend(private_keys(&entry.path()));
+        } else if let Ok(key) = PrivatePkcs8KeyDer::from_pem_file(entry.path()) {
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            let first = text.lines().skip_while(|line| !line.contains("PRIVATE KEY")).nth(1).unwrap().to_owned();
+            let bytes = &key.secret_pkcs8_der()[MIDDLE];
+            let list = format!("{bytes:?}");
+            keys.push([
+                first,
+                list[1..list.len() - 1].to_owned(),
+                bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            ]);
+        }
+    }
+    keys
+}
+
 pub(crate) async fn nothing_secret_is_in_any_log(world: World) {
     let mesh = Mesh::start(&world).await;
     mesh.apply("permissive", &permissive("orders", None));
@@ -167,8 +193,11 @@ pub(crate) async fn nothing_secret_is_in_any_log(world: World) {
         }
     }
     shown.push(("Observe".to_owned(), format!("{:?}", mesh.observe().await)));
+    let keys = private_keys(&mesh.control_plane().state());
+    assert!(!keys.is_empty(), "the authority's key is in a file");
     for (whose, text) in shown {
         assert!(!text.contains("PRIVATE KEY"), "a private key in {whose}");
+        assert!(keys.iter().flatten().all(|form| !text.contains(form.as_str())), "bytes of a private key in {whose}");
         assert!(
             tokens.iter().all(|token| token.len() >= 32 && !text.contains(token.as_str())),
             "a join token in {whose}"
