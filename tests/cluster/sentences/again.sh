@@ -16,7 +16,7 @@ another_trust_domain() {
   # It can't be changed, and neither command does so unasked.
   said=$(! kubectl patch meshconfig default --type=merge -p '{"spec": {"trustDomain": "other.example"}}' 2>&1) || fail "it was changed"
   holds "$said" trustDomain
-  expect "$BYRNIE" install --trust-domain other.example
+  refuse "$BYRNIE" install --trust-domain other.example
   expect "$BYRNIE" upgrade
   holds "$(kubectl get meshconfig default -o 'jsonpath={.spec.trustDomain}')" mesh.example
   leave_again

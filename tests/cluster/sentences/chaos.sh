@@ -161,13 +161,15 @@ a_restarted_node_comes_back() {
 
 has_restarted() { [[ ! -e $BYRNIE_NODE/run/restart ]]; }
 
-# all_proxies_are_new SECONDS: of the pods that run, each proxy has begun since then, and each pod is ready.
+# all_proxies_are_new SECONDS: of the pods that run, each has a proxy that is ready and has begun since then. Names those that
+# have not.
 all_proxies_are_new() {
-  local pods
-  pods=$(kubectl get pods -A -o json) && jq -e --argjson since "$1" '[.items[]
+  local pods old
+  pods=$(kubectl get pods -A -o json) && old=$(jq -r --argjson since "$1" '.items[]
     | select(any(.spec.initContainers[]?; .name == "byrnie-proxy") and .metadata.deletionTimestamp == null
-        and (.status.phase | IN("Succeeded", "Failed") | not)) | .status]
-    | length > 0 and all(.[]; any(.conditions[]; .type == "Ready" and .status == "True")
-        and any(.initContainerStatuses[]; .name == "byrnie-proxy" and (.state.running.startedAt // "1970-01-01T00:00:00Z" | fromdate) >= $since))' \
-    <<< "$pods" > /dev/null
+        and (.status.phase | IN("Succeeded", "Failed") | not))
+    | select(any(.status.initContainerStatuses[]?; .name == "byrnie-proxy" and .ready
+        and (.state.running.startedAt // "1970-01-01T00:00:00Z" | fromdate) >= $since) | not)
+    | "\(.metadata.namespace)/\(.metadata.name) \(.status.phase)"' <<< "$pods") || return 1
+  [[ -z $old ]] || { echo "$old" && return 1; }
 }

@@ -108,6 +108,8 @@ pub(crate) async fn idle_connections_give_back_what_they_took(world: World) {
     /// One workload may have 4,096 tunnels to another.
     const OF_ONE: usize = 3_000;
     const AT_ONCE: usize = 50;
+    /// KiB of them, of one identity to one destination.
+    const IDLE_TUNNELS: u64 = 64 * 12;
     let many: usize = std::env::var("BYRNIE_MANY").map_or(200, |many| many.parse().expect("BYRNIE_MANY: a number"));
     let mesh = Mesh::start(&world).await;
     let orders = mesh.pod("shop/orders").start().await;
@@ -118,6 +120,10 @@ pub(crate) async fn idle_connections_give_back_what_they_took(world: World) {
     }
     let proxies = || std::iter::once(&orders).chain(&clients);
     let memory = || -> Vec<u64> { proxies().map(Pod::memory).collect() };
+    for client in &clients {
+        client.call(orders.at(8080)).await.unwrap();
+    }
+    let before = memory();
     let mut after = Vec::new();
     for round in 0..5 {
         let mut idle = Vec::with_capacity(many);
@@ -127,16 +133,20 @@ pub(crate) async fn idle_connections_give_back_what_they_took(world: World) {
         }
         let held = memory();
         drop(idle);
-        for pod in proxies() {
-            eventually("no connection is open", DEADLINE / 5, async || {
-                (pod.metric("byrnie_open_connections", &[]).await == 0.0).then_some(())
-            })
-            .await;
-        }
+        // What is kept are tunnels for the next time, and a part that the allocator can't give back.
+        let kept = |number: usize| before[number] + (held[number].saturating_sub(before[number])) / 3 + IDLE_TUNNELS;
+        let what = format!("of {held:?} KiB, {before:?} before, most is given back");
+        eventually(&what, Duration::from_secs(2), async || {
+            memory().iter().enumerate().all(|(number, now)| *now <= kept(number)).then_some(())
+        })
+        .await;
         after.push(memory());
-        println!("round {round}: {many} idle connections: {held:?} KiB held, {:?} KiB after", after[round]);
+        println!(
+            "round {round}: {many} idle connections: {before:?} KiB before, {held:?} with them, {:?} after",
+            after[round]
+        );
     }
-    // What is kept, for the next time, does not grow from one time to the next.
+    // What is kept does not grow from one time to the next.
     for (second, last) in after[1].iter().zip(&after[4]) {
         assert!(*last <= second + second / 10, "memory that is never given back: {after:?}");
     }
