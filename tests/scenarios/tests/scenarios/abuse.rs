@@ -146,9 +146,10 @@ pub(crate) async fn idle_connections_give_back_what_they_took(world: World) {
             after[round]
         );
     }
-    // What is kept does not grow from one time to the next.
-    for (second, last) in after[1].iter().zip(&after[4]) {
-        assert!(*last <= second + second / 10, "memory that is never given back: {after:?}");
+    // What is kept does not grow. How much of it the allocator has given back by then differs from round to round.
+    for number in 0..before.len() {
+        let (first, last) = (after[0][number].max(after[1][number]), after[3][number].min(after[4][number]));
+        assert!(last <= first + first / 10, "memory that is never given back: {after:?}");
     }
 }
 
