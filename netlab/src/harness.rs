@@ -19,6 +19,18 @@ pub struct Scenario {
     pub run: fn(&Entered) -> Verdict,
 }
 
+/// The scenarios of some modules: `sentences![module: [function, …], …]`. Each is run by the function `run` that is in scope
+/// where this stands.
+#[macro_export]
+macro_rules! sentences {
+    ($($module:ident: [$($name:ident),* $(,)?]),* $(,)?) => {
+        &[$($($crate::harness::Scenario {
+            name: stringify!($name),
+            run: |entered| run(entered, stringify!($name), $module::$name),
+        }),*),*]
+    };
+}
+
 /// How a scenario that did not panic ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {

@@ -107,7 +107,7 @@ kill_a_proxy() {
   local pod pid restarts begun
   pod=$(one_of roll app=server "$1")
   pid=$(processes_of roll "$pod" byrnie-proxy)
-  restarts=$(restarts_of_proxy "$pod")
+  restarts=$(restarts_of_proxy roll "$pod")
   begun=$(now)
   kill -9 "$pid"
   # Where it has been killed before, the kubelet waits for 10 s, 20 s and so on.
@@ -119,11 +119,7 @@ is_back_or_gone() {
   local found
   found=$(kubectl -n roll get pod "$1" --ignore-not-found -o name) || return 1
   [[ -n $found ]] || return 0
-  (($(restarts_of_proxy "$1") > $2)) && kubectl -n roll wait --for=condition=Ready "pod/$1" --timeout=1s
-}
-
-restarts_of_proxy() {
-  kubectl -n roll get pod "$1" -o 'jsonpath={.status.initContainerStatuses[?(@.name=="byrnie-proxy")].restartCount}'
+  (($(restarts_of_proxy roll "$1") > $2)) && kubectl -n roll wait --for=condition=Ready "pod/$1" --timeout=1s
 }
 
 # A request that failed must have begun while a proxy was away, or in the second before; and as its pod refuses, none waits.

@@ -31,9 +31,7 @@ a_killed_proxy_comes_back() {
   turned_away legacy stranger http://web.shop/
 }
 
-proxy_restarted() {
-  [[ $(kubectl -n shop get pod "$1" -o 'jsonpath={.status.initContainerStatuses[?(@.name=="byrnie-proxy")].restartCount}') -ge 1 ]]
-}
+proxy_restarted() { (($(restarts_of_proxy shop "$1") >= 1)); }
 
 without_the_injector_the_rest_goes_on() {
   kubectl -n byrnie-system scale deploy/byrnie-injector --replicas=0

@@ -162,6 +162,11 @@ is_meshed() {
   [[ $names == "byrnie-capture byrnie-proxy"* ]]
 }
 
+# restarts_of_proxy NAMESPACE POD
+restarts_of_proxy() {
+  kubectl -n "$1" get pod "$2" -o 'jsonpath={.status.initContainerStatuses[?(@.name=="byrnie-proxy")].restartCount}'
+}
+
 # processes_of NAMESPACE POD PROGRAM: by the pod's control group, on our own node.
 processes_of() {
   local uid pid

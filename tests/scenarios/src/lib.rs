@@ -40,6 +40,6 @@ pub use objects::{Service, deny, namespace_of};
 pub use pod::{App, Pod, PodBuilder};
 pub use proxy::ProxyOptions;
 pub use random::{Random, marker, seed};
-pub use talk::{Ending, ending, exchange, finish, hear};
+pub use talk::{Ending, ending, exchange, finish, hear, hexadecimal};
 pub use wait::{DEADLINE, eventually, holds_for, within};
-pub use world::{Outcome, World, run};
+pub use world::{Outcome, World, main, run};

@@ -57,3 +57,8 @@ pub async fn ending(stream: &mut TcpStream) -> Ending {
         }
     }
 }
+
+/// Bytes in lower-case hexadecimal digits.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -2,10 +2,13 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use byrnie_netlab::harness::Verdict;
+use byrnie_netlab::harness::{self, Scenario, Settings, Verdict};
 use byrnie_netlab::{Entered, Privileges};
+
+use crate::{Leftovers, binaries_are_built, seed};
 
 /// No scenario may take longer: one that hangs must not take the suite with it.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -72,4 +75,18 @@ where
             Err(_) => panic!("the scenario did not end within {LONGEST:?}"),
         }
     })
+}
+
+/// Runs the scenarios that the command line chooses, so many at a time; what they have left behind is a failure, too.
+pub fn main(scenarios: &[Scenario], at_a_time: usize) -> ExitCode {
+    let around = || -> Box<dyn FnOnce() -> Vec<String>> {
+        println!("SEED={}", seed());
+        if let Err(advice) = binaries_are_built() {
+            eprintln!("{advice}");
+            std::process::exit(1);
+        }
+        let before = Leftovers::now();
+        Box::new(move || before.since())
+    };
+    harness::main_with(scenarios, &[], &Settings { threads: at_a_time, around })
 }

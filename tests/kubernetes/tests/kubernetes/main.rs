@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use byrnie_kubelab::{programs, run};
 use byrnie_netlab::harness::{self, Scenario, Settings};
+use byrnie_netlab::sentences;
 use byrnie_scenarios::{binaries_are_built, binary_is_built};
 
 mod admission;
@@ -24,12 +25,6 @@ mod tokens;
 
 /// An API server takes a processor while it starts.
 const AT_A_TIME: usize = 2;
-
-macro_rules! sentences {
-    ($($module:ident: [$($name:ident),* $(,)?]),* $(,)?) => {
-        &[$($(Scenario { name: stringify!($name), run: |entered| run(entered, stringify!($name), $module::$name) }),*),*]
-    };
-}
 
 const SENTENCES: &[Scenario] = sentences![
     tokens: [

@@ -4,11 +4,11 @@ use std::fs::{self, File};
 use std::time::Duration;
 
 use byrnie_netlab::HostCommand;
-use byrnie_scenarios::{DEADLINE, Random, World, eventually, marker};
+use byrnie_scenarios::{DEADLINE, Random, World, eventually, hexadecimal, marker};
 use nix::sys::signal::Signal;
 
 use crate::packages::program;
-use crate::stage::{Stage, assert_same, hexadecimal, sha256};
+use crate::stage::{Stage, assert_same, sha256};
 
 const PASSWORD: &str = "the-password";
 

@@ -8,8 +8,9 @@
 
 use std::process::ExitCode;
 
-use byrnie_netlab::harness::{self, Scenario, Settings};
-use byrnie_scenarios::{Leftovers, binaries_are_built, run, seed};
+use byrnie_netlab::harness::Scenario;
+use byrnie_netlab::sentences;
+use byrnie_scenarios::run;
 
 mod databases;
 mod packages;
@@ -19,12 +20,6 @@ mod streams;
 
 /// Scenarios at a time: most of their time is spent waiting for processes to start.
 const AT_A_TIME: usize = 4;
-
-macro_rules! sentences {
-    ($($module:ident: [$($name:ident),* $(,)?]),* $(,)?) => {
-        &[$($(Scenario { name: stringify!($name), run: |entered| run(entered, stringify!($name), $module::$name) }),*),*]
-    };
-}
 
 const SENTENCES: &[Scenario] = sentences![
     databases: [
@@ -45,14 +40,5 @@ const SENTENCES: &[Scenario] = sentences![
 ];
 
 fn main() -> ExitCode {
-    let around = || -> Box<dyn FnOnce() -> Vec<String>> {
-        println!("SEED={}", seed());
-        if let Err(advice) = binaries_are_built() {
-            eprintln!("{advice}");
-            std::process::exit(1);
-        }
-        let before = Leftovers::now();
-        Box::new(move || before.since())
-    };
-    harness::main_with(SENTENCES, &[], &Settings { threads: AT_A_TIME, around })
+    byrnie_scenarios::main(SENTENCES, AT_A_TIME)
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use byrnie_netlab::{HostCommand, Process, RunAs, Tap};
-use byrnie_scenarios::{DEADLINE, Mesh, Pod, Random, Service, World, eventually, within};
+use byrnie_scenarios::{DEADLINE, Mesh, Pod, Random, Service, World, eventually, hexadecimal, within};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, chown};
 
@@ -227,11 +227,6 @@ impl Drop for Program {
 /// SHA-256 in hexadecimal digits.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     hexadecimal(digest::digest(&digest::SHA256, bytes).as_ref())
-}
-
-/// In lower-case hexadecimal digits.
-pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Megabytes are compared without being printed.

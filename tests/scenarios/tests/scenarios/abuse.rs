@@ -133,6 +133,12 @@ pub(crate) async fn idle_connections_give_back_what_they_took(world: World) {
         }
         let held = memory();
         drop(idle);
+        for pod in proxies() {
+            eventually("no connection is open", DEADLINE / 5, async || {
+                (pod.metric("byrnie_open_connections", &[]).await == 0.0).then_some(())
+            })
+            .await;
+        }
         // What is kept are tunnels for the next time, and a part that the allocator can't give back.
         let kept = |number: usize| before[number] + (held[number].saturating_sub(before[number])) / 3 + IDLE_TUNNELS;
         let what = format!("of {held:?} KiB, {before:?} before, most is given back");

@@ -6,8 +6,9 @@
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use byrnie_netlab::harness::{self, Scenario, Settings};
-use byrnie_scenarios::{Leftovers, binaries_are_built, run, seed};
+use byrnie_netlab::harness::Scenario;
+use byrnie_netlab::sentences;
+use byrnie_scenarios::run;
 
 mod abuse;
 mod bytes;
@@ -28,12 +29,6 @@ const AT_A_TIME: usize = 4;
 
 /// The life of an SVID that does not matter to a scenario.
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
-
-macro_rules! sentences {
-    ($($module:ident: [$($name:ident),* $(,)?]),* $(,)?) => {
-        &[$($(Scenario { name: stringify!($name), run: |entered| run(entered, stringify!($name), $module::$name) }),*),*]
-    };
-}
 
 const SENTENCES: &[Scenario] = sentences![
     reach: [
@@ -136,16 +131,7 @@ const SENTENCES: &[Scenario] = sentences![
 ];
 
 fn main() -> ExitCode {
-    let around = || -> Box<dyn FnOnce() -> Vec<String>> {
-        println!("SEED={}", seed());
-        if let Err(advice) = binaries_are_built() {
-            eprintln!("{advice}");
-            std::process::exit(1);
-        }
-        let before = Leftovers::now();
-        Box::new(move || before.since())
-    };
-    harness::main_with(SENTENCES, &[], &Settings { threads: AT_A_TIME, around })
+    byrnie_scenarios::main(SENTENCES, AT_A_TIME)
 }
 
 /// A moment without a fraction of a second, which Kubernetes' times don't have.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use byrnie_redirect::{Capture, CaptureConfig, NfTables};
 use byrnie_scenarios::{
-    DEADLINE, Ending, Mesh, Pod, Service, World, apps, deny, ending, eventually, exchange, holds_for, within,
+    DEADLINE, Ending, Mesh, Pod, Service, World, apps, deny, ending, eventually, exchange, hexadecimal, holds_for,
+    within,
 };
-
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 
@@ -163,11 +163,7 @@ fn private_keys(directory: &std::path::Path) -> Vec<[String; 3]> {
             let first = text.lines().skip_while(|line| !line.contains("PRIVATE KEY")).nth(1).unwrap().to_owned();
             let bytes = &key.secret_pkcs8_der()[MIDDLE];
             let list = format!("{bytes:?}");
-            keys.push([
-                first,
-                list[1..list.len() - 1].to_owned(),
-                bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-            ]);
+            keys.push([first, list[1..list.len() - 1].to_owned(), hexadecimal(bytes)]);
         }
     }
     keys
