@@ -114,7 +114,10 @@ impl Plane {
             let pod = reviewer.pod(&model, &claims).await?;
             Ok(Bound { pod, claims: Some(claims) })
         };
-        let bound = match (reviewed.await, &caller.identity) {
+        let within = if caller.identity.is_some() { limits::REVIEW_RENEWAL } else { limits::REVIEW_FIRST };
+        let reviewed = tokio::time::timeout(within, reviewed).await;
+        let reviewed = reviewed.unwrap_or_else(|_| Err(TokenRefused::Unavailable(ApiError::Timeout(within))));
+        let bound = match (reviewed, &caller.identity) {
             (Err(TokenRefused::Unavailable(error)), Some(identity)) => {
                 self.bind_without_review(reviewer, &model, identity, token, error)?
             }

@@ -1,6 +1,6 @@
 //! Who speaks for which pod, in Kubernetes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use byrnie_identity::{KeyPair, PeerIdentity};
@@ -165,4 +165,28 @@ async fn while_the_api_server_is_away_its_keys_say_whose_a_token_is_to_who_has_a
     let recorded = svid(&plane, "web-0", true).await;
     assert_eq!(ask(Some(recorded.clone()), of_db).await, Err("wrong-service-account"));
     assert_eq!(ask(Some(recorded), evil.token("web-0", "web")).await.unwrap(), "shop/web-0");
+}
+
+/// A proxy waits 10 s for its certificate.
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_hangs_keeps_nobody_waiting_for_longer_than_a_proxy_waits() {
+    let home = tempfile::tempdir().unwrap();
+    let mut plane = control_plane(home.path(), None);
+    let silent = tower::service_fn(|_: hyper::Request<kube::client::Body>| {
+        std::future::pending::<Result<hyper::Response<kube::client::Body>, std::convert::Infallible>>()
+    });
+    let clock = plane.clock.clone();
+    let reviewer = Reviewer::new(kube::Client::new(silent, "default"), clock);
+    let signer = Signer::new("one");
+    reviewer.keys().know(ISSUER, &[signer.jwk()]);
+    Arc::get_mut(&mut plane).unwrap().reviewer = Some(reviewer);
+    let token = signer.token("web-0", "web");
+    let web = svid(&plane, "web-0", false).await;
+    for (identity, expected) in [(Some(web), Ok("shop/web-0".to_owned())), (None, Err("api-server-unavailable"))] {
+        let asked = tokio::time::Instant::now();
+        let caller = caller(identity);
+        let bound = plane.bind_by_token(&caller, &token).await;
+        assert_eq!(bound.map(|bound| bound.pod.place()).map_err(|refused| refused.cause()), expected);
+        assert!(asked.elapsed() < Duration::from_secs(9), "{:?}", asked.elapsed());
+    }
 }

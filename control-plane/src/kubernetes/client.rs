@@ -22,8 +22,8 @@ pub(crate) struct Cluster {
 /// Why a call came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
-    #[error("no answer from the API server within {} s", limits::API_CALL.as_secs())]
-    Timeout,
+    #[error("no answer from the API server within {} s", .0.as_secs())]
+    Timeout(Duration),
     #[error("{}", words(.0))]
     Kube(#[from] kube::Error),
 }
@@ -78,10 +78,8 @@ pub(crate) async fn connect() -> Result<Cluster, String> {
 /// # Errors
 /// [`ApiError`].
 pub(crate) async fn call<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
-    match tokio::time::timeout(limits::API_CALL, call).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(ApiError::Timeout),
-    }
+    let within = limits::API_CALL;
+    tokio::time::timeout(within, call).await.map_err(|_| ApiError::Timeout(within))?.map_err(ApiError::from)
 }
 
 /// Tries until it succeeds, or fails in a way that does not pass by itself; says what it waits for.
@@ -164,7 +162,7 @@ mod tests {
         let mut status = Status::failure("no such thing", "NotFound");
         status.code = 404;
         assert!(!ApiError::Kube(kube::Error::Api(status.boxed())).may_pass());
-        assert!(ApiError::Timeout.may_pass());
+        assert!(ApiError::Timeout(limits::API_CALL).may_pass());
     }
 
     #[test]
@@ -178,7 +176,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_call_without_an_answer_ends() {
         let ended = call(std::future::pending::<kube::Result<()>>()).await;
-        assert!(matches!(ended, Err(ApiError::Timeout)));
+        assert!(matches!(ended, Err(ApiError::Timeout(_))));
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,13 +10,17 @@ readonly SHORT_LIFE=30
 
 renewals_lose_nothing() {
   [[ -n ${BYRNIE_LOCAL_NODE-} ]] || { echo "the API server can't be stopped from here" && exit 77; }
-  local code=0
+  local code=0 old
   ensure_platform
+  old=$(kubectl -n byrnie-system get pods -l app.kubernetes.io/component=control-plane -o name)
   # In the background, because what fails in it must end it, and not this function.
   {
     kubectl -n byrnie-system patch deploy byrnie-control-plane --type=json \
       -p "[{\"op\": \"add\", \"path\": \"/spec/template/spec/containers/0/args/-\", \"value\": \"--svid-ttl=${SHORT_LIFE}s\"}]"
     ready byrnie-system deploy/byrnie-control-plane
+    # What they issue while they end is good for a day.
+    # shellcheck disable=SC2086 # several names
+    kubectl -n byrnie-system wait --for=delete $old --timeout=60s
     nginx_is_renewed_under_load
     renewed_without_the_api_server
   } &
@@ -51,9 +55,15 @@ renew_nginx() {
   eventually 8 is_renewed "$1"
   secret=$(kubectl -n ingress get secret byrnie-ingress-client -o json)
   for each in tls.crt tls.key; do
-    jq -er --arg name $each '.data[$name]' <<< "$secret" | base64 -d | kubectl -n ingress exec -i renewed -- sh -c "cat > /tmp/tls/$each"
+    eventually 1 put ingress renewed /tmp/tls/$each "$(jq -er --arg name $each '.data[$name]' <<< "$secret")"
   done
   inside ingress renewed nginx -c /etc/nginx-lab/nginx.conf -e stderr -s reload
+}
+
+# put NAMESPACE POD FILE BASE64: whether it is there; one in ten short inputs never reaches the command of `kubectl exec`.
+put() {
+  base64 -d <<< "$4" | kubectl -n "$1" exec -i "$2" -c app -- sh -c "cat > $3"
+  [[ $(inside "$1" "$2" base64 -w 0 "$3") == "$4" ]]
 }
 
 is_renewed() {
