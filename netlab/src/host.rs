@@ -96,9 +96,21 @@ impl Host {
     /// # Errors
     /// As [`tokio::net::TcpSocket::connect`].
     pub async fn connect_async(&self, to: SocketAddr) -> io::Result<tokio::net::TcpStream> {
-        let socket = self.socket(to)?;
-        socket.set_nonblocking(true)?;
-        tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await
+        connect(self.socket(to)?, to).await
+    }
+
+    /// Connects `count` times, one after the other; the way into the namespace
+    /// is gone once, and it is what takes longest.
+    ///
+    /// # Errors
+    /// As [`Host::connect_async`], of the first that fails.
+    pub async fn connect_many(&self, to: SocketAddr, count: usize) -> io::Result<Vec<tokio::net::TcpStream>> {
+        let sockets = self.run(|| (0..count).map(|_| tcp_socket(to)).collect::<io::Result<Vec<_>>>())??;
+        let mut streams = Vec::with_capacity(count);
+        for socket in sockets {
+            streams.push(connect(socket, to).await?);
+        }
+        Ok(streams)
     }
 
     /// Listens on this host.
@@ -115,7 +127,7 @@ impl Host {
     /// # Errors
     /// What the kernel says.
     pub fn socket(&self, like: SocketAddr) -> io::Result<Socket> {
-        self.run(|| Socket::new(Domain::for_address(like), Type::STREAM, Some(Protocol::TCP)))?
+        self.run(|| tcp_socket(like))?
     }
 
     /// A program to be run on this host.
@@ -146,4 +158,13 @@ impl Host {
             ),
         }
     }
+}
+
+fn tcp_socket(like: SocketAddr) -> io::Result<Socket> {
+    Socket::new(Domain::for_address(like), Type::STREAM, Some(Protocol::TCP))
+}
+
+async fn connect(socket: Socket, to: SocketAddr) -> io::Result<tokio::net::TcpStream> {
+    socket.set_nonblocking(true)?;
+    tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await
 }

@@ -202,6 +202,14 @@ impl Pod {
         Ok(stream)
     }
 
+    /// Connects `count` times as an application of the pod does; quicker than one by one.
+    ///
+    /// # Errors
+    /// The kernel's, of the first that fails.
+    pub async fn connect_many(&self, to: SocketAddr, count: usize) -> io::Result<Vec<TcpStream>> {
+        within("connect", DEADLINE, self.0.host.connect_many(to, count)).await
+    }
+
     /// Connects to an echo, says a random text, hears it back, and both end.
     ///
     /// # Errors
