@@ -176,6 +176,7 @@ impl Proxies {
                 status,
                 nacks: nacks.unwrap_or_default(),
                 addresses: pod.addresses.iter().map(ToString::to_string).collect(),
+                terminating: pod.terminating,
             }
         });
         observed.collect()

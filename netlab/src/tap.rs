@@ -134,6 +134,8 @@ pub struct TapReport {
     /// Bytes of TCP payloads that are in no TLS record. Only directions that
     /// were followed from their first byte without a gap can tell.
     pub outside_tls: u64,
+    /// Bytes of TCP payloads of all other directions: of them nothing is known.
+    pub unfollowed: u64,
     /// Frames that went through while this program was too slow to read them,
     /// as far as the ports' own counters tell. Where it is not 0, "not seen"
     /// does not mean "was not there".

@@ -57,6 +57,7 @@ fn findings(observed: &ObserveResponse) -> Vec<Finding> {
 fn problems(proxy: &ObservedProxy) -> Vec<String> {
     let mut problems = Vec::new();
     match &proxy.status {
+        _ if proxy.terminating => {}
         _ if !proxy.connected => problems.push("has an identity, and is not connected to the control plane".into()),
         Some(status) if !status.ready => problems.push(format!("not ready: {}", status.not_ready_reason)),
         _ => {}
@@ -95,6 +96,13 @@ mod tests {
         let [finding] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!((finding.about.as_str(), finding.file.as_deref()), ("MtlsPolicy shop/x", Some("shop.yaml")));
         assert!(finding.problem.contains("line 4"));
+    }
+
+    #[test]
+    fn the_proxy_of_a_pod_that_is_being_deleted_may_drain_and_go() {
+        let proxies =
+            [proxy(true, false), proxy(false, false)].map(|proxy| ObservedProxy { terminating: true, ..proxy });
+        assert!(findings(&ObserveResponse { proxies: proxies.into(), ..Default::default() }).is_empty());
     }
 
     #[test]

@@ -181,7 +181,11 @@ impl Collector {
         let hits = flow.search(segment.payload, &self.options.marker);
         let (records, outside) = flow.records(segment.payload);
         self.report.tls_records += records;
-        self.report.outside_tls += if flow.followed { outside } else { 0 };
+        if flow.followed {
+            self.report.outside_tls += outside;
+        } else {
+            self.report.unfollowed += u64::from(length);
+        }
         flow.next = segment.sequence.wrapping_add(length);
         self.report.marker_hits += hits;
         if hits > 0 && self.report.first_hit.is_none() {

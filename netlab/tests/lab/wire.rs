@@ -18,7 +18,7 @@ pub(crate) fn the_tap_counts_every_frame_once_and_finds_the_marker(entered: &Ent
     assert_eq!(report.marker_hits, 4);
     assert_eq!(report.tls_records, 4);
     assert_eq!(report.outside_tls, 2 * 26);
-    assert_eq!(report.missed, 0);
+    assert_eq!((report.missed, report.unfollowed), (0, 0));
     let ports: Vec<_> = report.interfaces.iter().map(|port| port.name.as_str()).collect();
     assert_eq!(ports, ["a", "b", "late", "router"]);
     let sum: u64 = report.interfaces.iter().map(|port| port.packets).sum();

@@ -66,7 +66,10 @@ probes_fail() {
   for each in "${PROBES[@]}"; do ready probes "deploy/$each"; done
 }
 
-is_not_ready() { [[ $(kubectl -n probes get deploy "$1" -o 'jsonpath={.status.readyReplicas}') != 1 ]]; }
+is_not_ready() {
+  local ready
+  ready=$(kubectl -n probes get deploy "$1" -o json) && [[ $(jq '.status.readyReplicas // 0' <<< "$ready") == 0 ]]
+}
 
 # `/slow` answers after 2 s.
 probes_keep_to_their_container() {

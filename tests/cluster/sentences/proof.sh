@@ -63,7 +63,7 @@ an_opted_out_pod_is_refused() {
 the_wire_has_no_plaintext() {
   [[ -n ${BYRNIE_LOCAL_NODE-} ]] || { echo "the bridge of the pods can't be read from here" && exit 77; }
   command -v tcpdump > /dev/null || { echo "tcpdump is not installed" && exit 77; }
-  local dumping
+  local dumping each
   timeout 20 tcpdump -i cni0 -U -w "$work/wire.pcap" 'tcp port 8080' &
   dumping=$!
   sleep 1
@@ -71,7 +71,9 @@ the_wire_has_no_plaintext() {
   sleep 1
   kill $dumping && wait $dumping || true
   (($(stat -c %s "$work/wire.pcap") > 1000)) || fail "nothing was seen"
-  ! grep -aq 'GET / HTTP' "$work/wire.pcap" || fail "a request went over the wire as it was"
+  for each in 'GET / HTTP' 'HTTP/1.1 200' 'Host: orders' 'host: orders'; do
+    ! grep -aqF "$each" "$work/wire.pcap" || fail "a part of a request or its answer went over the wire as it was: $each"
+  done
 }
 
 idle_memory_is_small() {

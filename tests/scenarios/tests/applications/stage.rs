@@ -149,7 +149,7 @@ impl Stage {
         assert_eq!(seen.marker_hits, 0, "{:?}", seen.first_hit);
         assert!(seen.tls_records > 0 && seen.outside_tls == 0, "{seen:?}");
         // Who is not root has a short queue, in which a burst of megabytes has no place.
-        assert!(!self.has_uids || seen.missed == 0, "{} frames were not looked at", seen.missed);
+        assert!(!self.has_uids || (seen.missed, seen.unfollowed) == (0, 0), "not looked at: {seen:?}");
         eventually("the server's connections in its log", DEADLINE / 5, async || {
             (self.server.access_log().lines().len() >= connections).then_some(())
         })

@@ -63,6 +63,12 @@ pub(crate) async fn a_pod_that_is_deleted_drains_by_itself_and_goes_on_serving(w
         orders.call(web.at(8080)).await.unwrap();
     }
     assert_eq!(web.status().await["idle_tunnels"], 0, "no tunnel to it is kept");
+    // That is as it should be, and nobody who looks at the mesh is alarmed.
+    mesh.observed("the drained proxy is that of a pod that ends", |seen| {
+        let proxy = seen.proxies.iter().find(|proxy| proxy.workload == "shop/orders")?;
+        (proxy.terminating && proxy.status.as_ref()?.not_ready_reason.contains("draining")).then_some(())
+    })
+    .await;
 }
 
 pub(crate) async fn pods_that_go_while_they_are_still_endpoints_cost_no_request(world: World) {
