@@ -5,9 +5,8 @@ use std::fmt;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 use rustls::SignatureScheme;
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 /// A P-256 key pair.
 pub struct KeyPair {
@@ -26,23 +25,25 @@ impl KeyPair {
         Self::from_pkcs8(document.as_ref())
     }
 
-    /// Reads a PKCS #8 key from PEM (`PRIVATE KEY`). What else the text holds is not looked at.
+    /// Reads a PKCS #8 key from PEM (RFC 7468, `PRIVATE KEY`). What else the text holds is not looked at.
     ///
     /// # Errors
     /// When there is no such section, or it is no P-256 key.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
-        let mut key = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| KeyError::NoKey)?;
-        let read = Self::from_pkcs8(key.secret_pkcs8_der());
-        key.zeroize();
-        read
+        let begin = pem.find(PEM_BEGIN).ok_or(KeyError::NoKey)?;
+        let end = pem.find(PEM_END).ok_or(KeyError::NoKey)? + PEM_END.len();
+        let section = pem.get(begin..end).ok_or(KeyError::NoKey)?;
+        // No library's buffers: what they held would stay in memory.
+        let mut der = Zeroizing::new(vec![0; section.len()]);
+        let (_, der) = pem_rfc7468::decode(section.as_bytes(), &mut der).map_err(|_| KeyError::NoKey)?;
+        Self::from_pkcs8(der)
     }
 
     /// The key as PKCS #8 in PEM. Secret.
     pub fn to_pem(&self) -> Zeroizing<String> {
-        let section = pem::Pem::new("PRIVATE KEY", self.pkcs8.to_vec());
-        let text = Zeroizing::new(pem::encode_config(&section, PEM_STYLE));
-        drop(Zeroizing::new(section.into_contents()));
-        text
+        // One buffer of the right size. It fails only for lengths that no key has.
+        let text = pem_rfc7468::encode_string(PEM_LABEL, pem_rfc7468::LineEnding::LF, &self.pkcs8);
+        Zeroizing::new(text.unwrap_or_default())
     }
 
     /// A certificate signing request (PKCS #10, DER) that asks for nothing: the authority takes the public key from
@@ -128,6 +129,10 @@ pub enum KeyError {
     NotP256,
 }
 
+const PEM_LABEL: &str = "PRIVATE KEY";
+const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
+const PEM_END: &str = "-----END PRIVATE KEY-----";
+
 /// Unix line ends; the default of the library is CRLF.
 pub(crate) const PEM_STYLE: pem::EncodeConfig = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
 
@@ -162,7 +167,7 @@ mod tests {
         assert_eq!(KeyPair::from_pem(&p384.serialize_pem()).unwrap_err(), KeyError::NotP256);
         assert_eq!(KeyPair::from_pem("nothing").unwrap_err(), KeyError::NoKey);
         let empty = "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n";
-        assert_eq!(KeyPair::from_pem(empty).unwrap_err(), KeyError::NotP256);
+        assert_eq!(KeyPair::from_pem(empty).unwrap_err(), KeyError::NoKey);
     }
 
     #[test]

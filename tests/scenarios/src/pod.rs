@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -288,6 +289,35 @@ impl Pod {
         let ours = lines.filter(|line| line.split(['{', ' ']).next() == Some(name));
         let chosen = ours.filter(|line| labels.iter().all(|label| line.contains(label)));
         chosen.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// How often each of `needles` is in the proxy's memory that is no file's: its heap, its stacks, all of its buffers.
+    ///
+    /// # Panics
+    /// When it does not run, or its memory can't be read.
+    pub fn found_in_memory<const N: usize>(&self, needles: [&[u8]; N]) -> [usize; N] {
+        let id = self.proxy().id().expect("a running proxy");
+        let maps = std::fs::read_to_string(format!("/proc/{id}/maps")).expect("the maps of a process");
+        let memory = std::fs::File::open(format!("/proc/{id}/mem")).expect("the memory of a process");
+        let mut found = [0; N];
+        for line in maps.lines() {
+            // "5581a000-5581b000 rw-p 00000000 00:00 0    [heap]"
+            let mut words = line.split_whitespace();
+            let (range, rights, inode) = (words.next(), words.next(), words.nth(2));
+            if rights != Some("rw-p") || inode != Some("0") {
+                continue;
+            }
+            let (begin, end) = range.and_then(|range| range.split_once('-')).expect("a range of addresses");
+            let [begin, end] = [begin, end].map(|at| u64::from_str_radix(at, 16).expect("an address"));
+            let mut region = vec![0; usize::try_from(end - begin).expect("a length")];
+            // It may be given back meanwhile.
+            if memory.read_exact_at(&mut region, begin).is_ok() {
+                for (found, needle) in found.iter_mut().zip(needles) {
+                    *found += memchr::memmem::find_iter(&region, needle).count();
+                }
+            }
+        }
+        found
     }
 
     /// Memory that the proxy holds now (`VmRSS`), in KiB.

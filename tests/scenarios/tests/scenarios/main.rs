@@ -126,6 +126,7 @@ const SENTENCES: &[Scenario] = sentences![
         a_file_that_is_half_written_or_no_yaml_keeps_its_last_good_content,
         a_join_token_is_good_once_in_time_and_for_its_pod,
         nothing_secret_is_in_any_log,
+        a_private_key_is_in_memory_only_where_it_is_used_and_then_nowhere,
         capture_that_the_kernel_refuses_says_why,
     ],
 ];

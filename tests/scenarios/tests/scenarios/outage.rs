@@ -150,10 +150,18 @@ async fn starts_over(mesh: &Mesh, pod: &Pod, token: &str) {
     eventually("the proxy answers", DEADLINE / 5, async || pod.health().await.ok()).await;
 }
 
-/// The private keys of P-256 in the files of a directory: in base64, and half of each key's own bytes as Rust prints them.
-fn private_keys(directory: &std::path::Path) -> Vec<[String; 3]> {
-    /// Where the key itself is in its PKCS #8 (RFC 5958, RFC 5915), and whole in any case.
-    const MIDDLE: std::ops::Range<usize> = 42..58;
+/// A private key of P-256 from a file.
+struct PrivateKey {
+    /// The number itself: 32 bytes, the highest first.
+    bytes: Vec<u8>,
+    /// How it would look in a text: in base64, and half of its bytes as Rust prints them.
+    texts: [String; 3],
+}
+
+/// Those in the files of a directory.
+fn private_keys(directory: &std::path::Path) -> Vec<PrivateKey> {
+    /// Where the number is in its PKCS #8 (RFC 5958, RFC 5915), as aws-lc writes it.
+    const NUMBER: std::ops::Range<usize> = 36..68;
     let mut keys = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
         if entry.path().is_dir() {
@@ -161,9 +169,10 @@ fn private_keys(directory: &std::path::Path) -> Vec<[String; 3]> {
         } else if let Ok(key) = PrivatePkcs8KeyDer::from_pem_file(entry.path()) {
             let text = std::fs::read_to_string(entry.path()).unwrap();
             let first = text.lines().skip_while(|line| !line.contains("PRIVATE KEY")).nth(1).unwrap().to_owned();
-            let bytes = &key.secret_pkcs8_der()[MIDDLE];
-            let list = format!("{bytes:?}");
-            keys.push([first, list[1..list.len() - 1].to_owned(), hexadecimal(bytes)]);
+            let bytes = key.secret_pkcs8_der()[NUMBER].to_vec();
+            let list = format!("{:?}", &bytes[8..24]);
+            let texts = [first, list[1..list.len() - 1].to_owned(), hexadecimal(&bytes[8..24])];
+            keys.push(PrivateKey { bytes, texts });
         }
     }
     keys
@@ -193,7 +202,8 @@ pub(crate) async fn nothing_secret_is_in_any_log(world: World) {
     assert!(!keys.is_empty(), "the authority's key is in a file");
     for (whose, text) in shown {
         assert!(!text.contains("PRIVATE KEY"), "a private key in {whose}");
-        assert!(keys.iter().flatten().all(|form| !text.contains(form.as_str())), "bytes of a private key in {whose}");
+        let mut forms = keys.iter().flat_map(|key| &key.texts);
+        assert!(forms.all(|form| !text.contains(form.as_str())), "bytes of a private key in {whose}");
         assert!(
             tokens.iter().all(|token| token.len() >= 32 && !text.contains(token.as_str())),
             "a join token in {whose}"
@@ -202,6 +212,41 @@ pub(crate) async fn nothing_secret_is_in_any_log(world: World) {
     // Port 15000 changes nothing.
     let renewed = web.get(15000, "/renew").await.unwrap();
     assert_eq!(renewed.0, 404, "{}", renewed.1);
+}
+
+pub(crate) async fn a_private_key_is_in_memory_only_where_it_is_used_and_then_nowhere(world: World) {
+    /// Its object twice (of who signs in a handshake, and in a tunnel), and its PKCS #8 for the file.
+    const USED: usize = 3;
+    let mesh = Mesh::start(&world).await;
+    let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;
+    let _echo = orders.serve(8080, apps::echo);
+    let key = || private_keys(&mesh.directory().join("pods/shop-web/state")).remove(0);
+    // As bytes, the highest or the lowest first, and as text, which is what buffers of logs hold.
+    let places = |key: &PrivateKey| {
+        let lowest_first: Vec<u8> = key.bytes.iter().rev().copied().collect();
+        let [first, second, third] = key.texts.each_ref().map(|text| text.as_bytes());
+        let [found @ .., a, b, c] = web.found_in_memory([&key.bytes, &lowest_first, first, second, third]);
+        (found.iter().sum::<usize>(), a + b + c)
+    };
+    let mut before: Option<PrivateKey> = None;
+    for _ in 0..2 {
+        web.call(orders.at(8080)).await.unwrap();
+        let now = key();
+        let seen = places(&now);
+        assert!((1..=USED).contains(&seen.0) && seen.1 == 0, "as bytes, as text: {seen:?}");
+        if let Some(before) = before.replace(now) {
+            assert_ne!(before.bytes, key().bytes, "a renewal makes a new key");
+            eventually("the key of before is gone", DEADLINE / 5, async || (places(&before) == (0, 0)).then_some(()))
+                .await;
+        }
+        web.renew().await;
+    }
+    // Also where it was read from the file.
+    web.kill_proxy();
+    web.start_proxy();
+    eventually("the proxy is back", DEADLINE / 5, async || web.call(orders.at(8080)).await.ok()).await;
+    let seen = places(&key());
+    assert!((1..=USED).contains(&seen.0) && seen.1 == 0, "as bytes, as text: {seen:?}");
 }
 
 pub(crate) async fn capture_that_the_kernel_refuses_says_why(world: World) {
