@@ -64,6 +64,8 @@ pub struct Proxy {
     pub connected: bool,
     /// It takes connections.
     pub ready: bool,
+    /// Its pod is being deleted.
+    pub terminating: bool,
     /// Why not.
     pub not_ready_reason: Option<String>,
     /// Its pod's connections are captured.
@@ -157,6 +159,7 @@ impl From<&proto::ObservedProxy> for Proxy {
             workload: from.workload.clone(),
             connected: from.connected,
             ready: status.ready,
+            terminating: from.terminating,
             not_ready_reason: known(&status.not_ready_reason),
             captured: status.captured,
             serial: known(&status.svid_serial.to_lowercase()),

@@ -9,9 +9,9 @@ use zeroize::Zeroizing;
 
 use crate::{
     journal::{Holder, TokenError},
-    kubernetes::{ApiError, Claims, Reviewer, TokenRefused},
+    kubernetes::{ApiError, Claims, Reviewer, TokenRefused, Unverified},
     limits,
-    model::{Model, PodFacts},
+    model::PodFacts,
     plane::{IssueFailure, Plane},
     server::Caller,
 };
@@ -119,7 +119,7 @@ impl Plane {
         let reviewed = reviewed.unwrap_or_else(|_| Err(TokenRefused::Unavailable(ApiError::Timeout(within))));
         let bound = match (reviewed, &caller.identity) {
             (Err(TokenRefused::Unavailable(error)), Some(identity)) => {
-                self.bind_without_review(reviewer, &model, identity, token, error)?
+                self.bind_without_review(reviewer, identity, token, error)?
             }
             (reviewed, _) => reviewed?,
         };
@@ -132,31 +132,35 @@ impl Plane {
             Some(_) => Ok(bound),
             // Where no webhook looks, anyone may write containers of our names into a pod: who has no certificate yet gets
             // the first one in a namespace of the mesh only. Those that have one live on when their namespace is taken out.
-            None if !model.enrolled.contains(&*bound.pod.namespace) => Err(Refused::NotEnrolled(bound.pod.place())),
+            None if !self.model.load().enrolled.contains(&*bound.pod.namespace) => {
+                Err(Refused::NotEnrolled(bound.pod.place()))
+            }
             None => Ok(bound),
         }
     }
 
     /// The pod of a proxy that has a certificate, while the API server can't be asked: that of its token, by the API
-    /// server's keys; where they say nothing of the token, the one that this replica remembers to have issued the
+    /// server's keys; where there are none, or kubelet could not replace the token in time, the one that this replica remembers to have issued the
     /// certificate to.
     fn bind_without_review(
         &self,
         reviewer: &Reviewer,
-        model: &Model,
         identity: &PeerIdentity,
         token: &str,
         error: ApiError,
     ) -> Result<Bound, Refused> {
-        let (bound, by) = match reviewer.keys().pod(token, model) {
+        // As it is now: the review may have taken seconds.
+        let model = self.model.load_full();
+        let (bound, by) = match reviewer.keys().pod(token, &model) {
             Ok((claims, pod)) => {
                 let pod = claims.check(pod)?;
                 (Bound { pod, claims: Some(claims) }, "the API server's keys")
             }
-            Err(unverified) => match self.bind(Some(identity)) {
+            Err(unverified @ (Unverified::NoKeys | Unverified::Expired)) => match self.bind(Some(identity)) {
                 Ok(bound) => (bound, "the record of its certificate"),
                 Err(_) => return Err(TokenRefused::Unverified(error, unverified).into()),
             },
+            Err(unverified) => return Err(TokenRefused::Unverified(error, unverified).into()),
         };
         tracing::warn!(pod = bound.pod.place(), by, reason = %error, "no TokenReview says which pod this is");
         Ok(bound)

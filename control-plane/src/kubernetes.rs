@@ -26,6 +26,7 @@ use kube::api::PatchParams;
 pub(crate) use self::{
     ca::{CaError, authority},
     client::{ApiError, Cluster, connect, patiently},
+    keys::Unverified,
     leader::write,
     token::{Claims, Reviewer, TokenRefused},
 };

@@ -124,7 +124,7 @@ pub const ISSUANCE_MEMORY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How often the journal drops what has expired.
 pub const JOURNAL_PRUNE: Duration = Duration::from_secs(60);
 
-/// One call to the API server.
+/// One call to the API server; one that hangs holds nobody for longer.
 pub const API_CALL: Duration = Duration::from_secs(10);
 /// The first wait before a call is tried again; doubled each time.
 pub const API_RETRY: Duration = Duration::from_millis(500);
@@ -139,10 +139,10 @@ pub const LIST_PAGE: u32 = 100;
 
 /// A projected ServiceAccount token has some 1.2 KiB; names of 253 bytes each would make it 3.
 pub const SERVICE_ACCOUNT_TOKEN_BYTES: usize = 8 * 1024;
-/// All that is asked of the API server about the token of who has no certificate: a proxy waits 10 s for its own, and hears
-/// the reason that there is none.
+/// All questions to the API server about one token, of a proxy that has no certificate: less than the 10 s that it waits for
+/// an answer, so that it hears the reason.
 pub const REVIEW_FIRST: Duration = Duration::from_secs(8);
-/// The same of who has one; then the API server's keys answer for it.
+/// The same of a proxy that has one: after it, the API server's keys answer.
 pub const REVIEW_RENEWAL: Duration = Duration::from_secs(3);
 /// Token reviews at once: the API server has others to serve, too.
 pub const TOKEN_REVIEWS: usize = 64;

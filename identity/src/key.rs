@@ -34,9 +34,9 @@ impl KeyPair {
         let end = pem.find(PEM_END).ok_or(KeyError::NoKey)? + PEM_END.len();
         let section = pem.get(begin..end).ok_or(KeyError::NoKey)?;
         // No library's buffers: what they held would stay in memory.
-        let mut der = Zeroizing::new(vec![0; section.len()]);
-        let (_, der) = pem_rfc7468::decode(section.as_bytes(), &mut der).map_err(|_| KeyError::NoKey)?;
-        Self::from_pkcs8(der)
+        let mut decoder = pem_rfc7468::Decoder::new_detect_wrap(section.as_bytes()).map_err(|_| KeyError::NoKey)?;
+        let mut der = Zeroizing::new(vec![0; decoder.remaining_len()]);
+        Self::from_pkcs8(decoder.decode(&mut der).map_err(|_| KeyError::NoKey)?)
     }
 
     /// The key as PKCS #8 in PEM. Secret.
@@ -154,6 +154,29 @@ mod tests {
         let read = KeyPair::from_pem(&key.to_pem()).unwrap();
         assert_eq!(read.spki_der(), key.spki_der());
         assert!(key.to_pem().starts_with("-----BEGIN PRIVATE KEY-----\n"));
+    }
+
+    #[test]
+    fn a_key_is_read_as_others_write_it() {
+        let key = KeyPair::generate().unwrap();
+        let pem = key.to_pem();
+        let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        let lines = |width: usize| {
+            let lines: Vec<&str> =
+                body.as_bytes().chunks(width).map(|line| std::str::from_utf8(line).unwrap()).collect();
+            format!("{PEM_BEGIN}\n{}\n{PEM_END}\n", lines.join("\n"))
+        };
+        let certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for text in [
+            pem.replace('\n', "\r\n"),
+            format!("Key Attributes: <No Attributes>\n{}", *pem),
+            format!("{certificate}{}{certificate}", *pem),
+            lines(76),
+            lines(1024),
+            pem.trim_end().to_owned(),
+        ] {
+            assert_eq!(KeyPair::from_pem(&text).unwrap().spki_der(), key.spki_der(), "{text}");
+        }
     }
 
     #[test]

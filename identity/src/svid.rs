@@ -63,9 +63,11 @@ impl Svid {
     /// # Errors
     /// What the system says, with the path.
     pub fn save(&self, dir: &Path) -> Result<(), SvidError> {
-        let mut text = Zeroizing::new(String::with_capacity(FILE_SIZE_HINT));
-        text.push_str(&self.0.key.to_pem());
-        text.push_str(&self.chain_pem());
+        let (key, chain) = (self.0.key.to_pem(), self.chain_pem());
+        // A text that grows leaves copies of the key behind.
+        let mut text = Zeroizing::new(String::with_capacity(key.len() + chain.len()));
+        text.push_str(&key);
+        text.push_str(&chain);
         files::private_directory(dir)
             .and_then(|()| files::write_private(dir, FILE, text.as_bytes()))
             .map_err(|source| SvidError::File { path: dir.join(FILE), source })
@@ -180,8 +182,6 @@ struct Inner {
 
 /// Key and chain are one file, so that a crash between two writes can't part them.
 const FILE: &str = "svid.pem";
-/// Large enough that the text does not move, leaving copies of the key, while it grows.
-const FILE_SIZE_HINT: usize = 16 * 1024;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]

@@ -99,8 +99,8 @@ impl Host {
         connect(self.socket(to)?, to).await
     }
 
-    /// Connects `count` times, one after the other; the way into the namespace
-    /// is gone once, and it is what takes longest.
+    /// Connects `count` times, one after the other; the namespace is entered
+    /// once, which is what takes longest.
     ///
     /// # Errors
     /// As [`Host::connect_async`], of the first that fails.

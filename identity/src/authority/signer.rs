@@ -75,11 +75,12 @@ impl Signer {
         }
     }
 
-    /// Key and certificate in one text. Secret.
+    /// Key and certificate in one text, sized beforehand: one that grows leaves copies of the key behind. Secret.
     pub(super) fn to_pem(&self) -> Zeroizing<String> {
-        let mut text = Zeroizing::new(String::with_capacity(TEXT_SIZE_HINT));
-        text.push_str(&self.issuer.key().to_pem());
-        text.push_str(&x509::certificates_to_pem([&self.certificate]));
+        let RootPem { certificate, key } = self.to_root_pem();
+        let mut text = Zeroizing::new(String::with_capacity(key.len() + certificate.len()));
+        text.push_str(&key);
+        text.push_str(&certificate);
         text
     }
 
@@ -164,8 +165,6 @@ pub(crate) fn calendar(seconds: u64) -> Result<OffsetDateTime, AuthorityError> {
 const ISSUER_BACKDATING: u64 = 3600;
 /// Ten years: the root changes by rotation, not by its end.
 const ROOT_LIFE: u64 = 10 * 365 * 24 * 3600;
-/// Large enough that the text does not move, leaving copies of the key, while it grows.
-const TEXT_SIZE_HINT: usize = 8 * 1024;
 
 /// No name constraints: webpki refuses every CA that constrains URIs.
 fn issuer_params(

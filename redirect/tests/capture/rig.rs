@@ -155,8 +155,10 @@ pub(crate) fn serve(name: &'static str, listener: TcpListener) {
                 Err(NotRedirected::Untracked(_)) => "untracked".into(),
                 Err(other) => other.to_string(),
             };
-            write!(stream, "{name} {seen}").unwrap();
-            std::thread::spawn(move || echo(stream));
+            // A client may be gone already.
+            if write!(stream, "{name} {seen}").is_ok() {
+                std::thread::spawn(move || echo(stream));
+            }
         }
     });
 }

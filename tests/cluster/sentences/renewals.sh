@@ -51,11 +51,12 @@ nginx_is_renewed_under_load() {
 # What an ingress controller does when the Secret has changed, which it reads from the API server: the kubelet takes up to a
 # minute to bring it into a pod. So does the control plane to look at it, unless something else changes.
 renew_nginx() {
-  local secret each
+  local secret each text
   eventually 8 is_renewed "$1"
   secret=$(kubectl -n ingress get secret byrnie-ingress-client -o json)
   for each in tls.crt tls.key; do
-    eventually 1 put ingress renewed /tmp/tls/$each "$(jq -er --arg name $each '.data[$name]' <<< "$secret")"
+    text=$(jq -er --arg name $each '.data[$name]' <<< "$secret")
+    eventually 1 put ingress renewed /tmp/tls/$each "$text"
   done
   inside ingress renewed nginx -c /etc/nginx-lab/nginx.conf -e stderr -s reload
 }

@@ -147,10 +147,13 @@ pub(crate) async fn idle_connections_give_back_what_they_took(world: World) {
         }
         // What is kept are tunnels for the next time, and a part that the allocator can't give back.
         taken = before.iter().zip(&held).map(|(before, held)| held.saturating_sub(*before)).collect();
+        // Of a few, all may be kept.
+        let counts = |number: usize| taken[number] > 2 * IDLE_TUNNELS;
+        assert!(many < 9_000 || (0..taken.len()).all(counts), "{many} connections take more than {taken:?} KiB");
         let kept = |number: usize| before[number] + taken[number] / 3 + IDLE_TUNNELS;
         let what = format!("of {held:?} KiB, {before:?} before, most is given back");
         eventually(&what, Duration::from_secs(2), async || {
-            memory().iter().enumerate().all(|(number, now)| *now <= kept(number)).then_some(())
+            memory().iter().enumerate().all(|(number, now)| !counts(number) || *now <= kept(number)).then_some(())
         })
         .await;
         after.push(memory());
@@ -159,7 +162,7 @@ pub(crate) async fn idle_connections_give_back_what_they_took(world: World) {
             after[round]
         );
     }
-    // What is kept does not grow by a tenth of what one round takes. How much of it the allocator has given back by then
+    // What is kept does not grow by a tenth of what one round takes, or of what was kept at first. How much of it the allocator has given back by then
     // differs from round to round.
     for number in 0..before.len() {
         let (first, last) = (after[0][number].max(after[1][number]), after[3][number].min(after[4][number]));

@@ -215,7 +215,7 @@ pub(crate) async fn nothing_secret_is_in_any_log(world: World) {
 }
 
 pub(crate) async fn a_private_key_is_in_memory_only_where_it_is_used_and_then_nowhere(world: World) {
-    /// Its object twice (of who signs in a handshake, and in a tunnel), and its PKCS #8 for the file.
+    /// The key object twice (rustls signs with one, tunnels with the other), and the PKCS #8 that is kept for the file.
     const USED: usize = 3;
     let mesh = Mesh::start(&world).await;
     let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;

@@ -345,7 +345,7 @@ pub(super) async fn mesh(cluster: &Cluster, min_cert_days: Option<u32>) -> Vec<S
     steps.extend(notes);
     steps.extend(ending(&observed, min_cert_days, OffsetDateTime::now_utc().unix_timestamp()));
     if steps.is_empty() {
-        let count = observed.proxies.len();
+        let count = observed.proxies.iter().filter(|proxy| !proxy.terminating).count();
         steps.push(Step::ok(check, format!("{count} proxies ready, every object in force, certificates fresh")));
     }
     steps
