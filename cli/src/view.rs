@@ -64,10 +64,10 @@ pub struct Proxy {
     pub connected: bool,
     /// It takes connections.
     pub ready: bool,
-    /// Its pod is being deleted.
-    pub terminating: bool,
     /// Why not.
     pub not_ready_reason: Option<String>,
+    /// Its pod is being deleted.
+    pub terminating: bool,
     /// Its pod's connections are captured.
     pub captured: bool,
     /// Of the SVID that it uses.
@@ -159,8 +159,8 @@ impl From<&proto::ObservedProxy> for Proxy {
             workload: from.workload.clone(),
             connected: from.connected,
             ready: status.ready,
-            terminating: from.terminating,
             not_ready_reason: known(&status.not_ready_reason),
+            terminating: from.terminating,
             captured: status.captured,
             serial: known(&status.svid_serial.to_lowercase()),
             not_after: rfc3339(status.svid_not_after),

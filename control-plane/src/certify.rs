@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     journal::{Holder, TokenError},
-    kubernetes::{ApiError, Claims, Reviewer, TokenRefused, Unverified},
+    kubernetes::{ApiError, Claims, Reviewer, TokenRefused},
     limits,
     model::PodFacts,
     plane::{IssueFailure, Plane},
@@ -108,10 +108,9 @@ impl Plane {
         if let Some(identity) = &caller.identity {
             self.check_presented(identity)?;
         }
-        let model = self.model.load_full();
         let reviewed = async {
             let claims = reviewer.review(token, || self.allowances.review(caller.address.ip())).await?;
-            let pod = reviewer.pod(&model, &claims).await?;
+            let pod = reviewer.pod(&self.model.load_full(), &claims).await?;
             Ok(Bound { pod, claims: Some(claims) })
         };
         let within = if caller.identity.is_some() { limits::REVIEW_RENEWAL } else { limits::REVIEW_FIRST };
@@ -140,8 +139,8 @@ impl Plane {
     }
 
     /// The pod of a proxy that has a certificate, while the API server can't be asked: that of its token, by the API
-    /// server's keys; where there are none, or kubelet could not replace the token in time, the one that this replica remembers to have issued the
-    /// certificate to.
+    /// server's keys; where there are none, or kubelet could not replace the token in time, the one that this replica
+    /// remembers to have issued the certificate to.
     fn bind_without_review(
         &self,
         reviewer: &Reviewer,
@@ -156,11 +155,10 @@ impl Plane {
                 let pod = claims.check(pod)?;
                 (Bound { pod, claims: Some(claims) }, "the API server's keys")
             }
-            Err(unverified @ (Unverified::NoKeys | Unverified::Expired)) => match self.bind(Some(identity)) {
-                Ok(bound) => (bound, "the record of its certificate"),
-                Err(_) => return Err(TokenRefused::Unverified(error, unverified).into()),
+            Err(unverified) => match self.bind(Some(identity)) {
+                Ok(bound) if unverified.is_no_refusal() => (bound, "the record of its certificate"),
+                _ => return Err(TokenRefused::Unverified(error, unverified).into()),
             },
-            Err(unverified) => return Err(TokenRefused::Unverified(error, unverified).into()),
         };
         tracing::warn!(pod = bound.pod.place(), by, reason = %error, "no TokenReview says which pod this is");
         Ok(bound)

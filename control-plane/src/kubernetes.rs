@@ -26,7 +26,6 @@ use kube::api::PatchParams;
 pub(crate) use self::{
     ca::{CaError, authority},
     client::{ApiError, Cluster, connect, patiently},
-    keys::Unverified,
     leader::write,
     token::{Claims, Reviewer, TokenRefused},
 };

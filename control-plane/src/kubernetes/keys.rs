@@ -67,6 +67,13 @@ pub(crate) enum Unverified {
     UnknownPod(Arc<str>),
 }
 
+impl Unverified {
+    /// Whether there were no keys to ask, or the token was good until it ended: the keys do not speak against who shows it.
+    pub(crate) fn is_no_refusal(&self) -> bool {
+        matches!(self, Self::NoKeys | Self::Expired)
+    }
+}
+
 impl Keys {
     pub(crate) fn new(clock: Clock) -> Self {
         Self { clock, known: ArcSwapOption::empty() }
