@@ -195,6 +195,8 @@ pub const FAILURES_TOLD: usize = 20;
 pub const FAILURES_TOLD_AGAIN: Duration = Duration::from_secs(300);
 /// How often the leader compares what it has written with what is there.
 pub const COMPARED: Duration = Duration::from_secs(60);
+/// How often it looks at the certificates of ingress controllers: who has lost one waits for no longer.
+pub const INGRESS_COMPARED: Duration = Duration::from_secs(5);
 /// Life of the injector's serving certificate, renewed at its half: long enough for a control plane that is away for two
 /// weeks.
 pub const INJECTOR_CERTIFICATE: Duration = Duration::from_secs(30 * 24 * 3600);

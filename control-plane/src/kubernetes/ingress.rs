@@ -127,7 +127,7 @@ impl IngressSecrets {
 
 impl Writer for IngressSecrets {
     const WHAT: &'static str = "ingress certificates";
-    const EVERY: Duration = limits::COMPARED;
+    const EVERY: Duration = limits::INGRESS_COMPARED;
 
     async fn pass(&mut self, plane: &Plane) -> Failures {
         let mut failures = Failures::default();

@@ -1,4 +1,5 @@
-//! The roots that every proxy of a namespace trusts.
+//! What the leader keeps for others: the roots that every proxy of a namespace trusts, and an ingress controller's
+//! certificate.
 
 use std::time::{Duration, Instant};
 
@@ -71,4 +72,26 @@ pub(crate) async fn the_trust_bundle_comes_with_enrolment_and_goes_after_the_las
         cluster.api.get(PATH).await.is_err_and(|error| error.code == 404).then_some(())
     })
     .await;
+}
+
+pub(crate) async fn an_ingress_certificate_that_is_lost_or_damaged_is_back_within_seconds(world: World) {
+    const SECRET: &str = "/api/v1/namespaces/edge/secrets/byrnie-ingress-client";
+    let (cluster, _control_plane, _injector) = Cluster::running(&world).await;
+    cluster.namespace("edge", &json!({})).await;
+    let config = json!({ "apiVersion": "byrnie.dev/v1alpha1", "kind": "MeshConfig", "metadata": { "name": "default" },
+        "spec": { "ingressCertificates": [{ "namespace": "edge", "serviceAccount": "nginx" }] } });
+    cluster.apply(&config.to_string());
+    // Nothing else of the mesh changes, which would be a reason to look.
+    let another = async |what: &str, than: &Value| {
+        eventually(what, Duration::from_secs(6), async || {
+            let data = cluster.api.get(SECRET).await.ok()?["data"].clone();
+            (data["tls.key"] != than["tls.key"] && data["tls.key"] != "eA==").then_some(data)
+        })
+        .await
+    };
+    let first = another("the certificate", &Value::Null).await;
+    cluster.api.delete(SECRET).await.unwrap();
+    let second = another("what was deleted comes back", &first).await;
+    cluster.api.merge(SECRET, &json!({ "data": { "tls.key": "eA==" } })).await.unwrap();
+    another("what was damaged is made anew", &second).await;
 }

