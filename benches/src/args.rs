@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::contestants::Contestant;
+use crate::plane::PlaneArgs;
 use crate::rows::Row;
 
 /// The command line of the benchmark.
@@ -22,7 +23,8 @@ use crate::rows::Row;
         cargo build --release                     # the binaries that are measured\n  \
         cargo run --release -p benches            # everything, five rounds: about 25 minutes\n  \
         cargo run --release -p benches -- --rounds 1 --seconds 2 --rows keepalive --contestants direct,byrnie\n  \
-        cargo run --release -p benches -- --patience 120    # wait until nothing else runs, up to two minutes a load\n\n\
+        cargo run --release -p benches -- --patience 120    # wait until nothing else runs, up to two minutes a load\n  \
+        cargo run --release -p benches -- control-plane     # the control plane, with 1,000 and 5,000 proxies\n\n\
         WHAT THE REPORT SAYS\n  \
         Medians over the rounds, with the least and the greatest. Ratios are medians of the ratios within a round. A row \
         in which anything failed is void for that contestant. A dagger marks rows during which other programs used more \
@@ -33,6 +35,9 @@ use crate::rows::Row;
         3  this kernel or user can't: the reason is on standard error"
 )]
 pub(crate) struct Args {
+    /// Another measurement, in place of this one.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
     /// Rows to measure, separated by commas; all, unless told.
     #[arg(long, value_name = "ROW", value_enum, value_delimiter = ',')]
     pub(crate) rows: Vec<Row>,
@@ -54,6 +59,13 @@ pub(crate) struct Args {
     /// Install nothing: what is missing is not run.
     #[arg(long)]
     pub(crate) no_install: bool,
+}
+
+/// What is measured without peers.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Command {
+    /// Certificates per second, memory and CPU for each connected proxy, and how fast changes arrive; needs no root.
+    ControlPlane(PlaneArgs),
 }
 
 impl Args {

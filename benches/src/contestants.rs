@@ -94,47 +94,41 @@ pub(crate) struct End {
     pub(crate) directory: PathBuf,
 }
 
-/// The proxies at both ends, running and ready.
+/// Proxies, running and ready: one at each end, and one at every further client.
 #[derive(Debug)]
-pub(crate) struct Pair([Running; 2]);
+pub(crate) struct Proxies(Vec<Running>);
 
-impl Pair {
-    /// Starts a fresh pair.
+impl Proxies {
+    /// Starts a fresh one at each of `ends`.
     ///
     /// # Errors
     /// When a proxy does not become ready, with the end of its log.
-    pub(crate) fn start(contestant: Contestant, mesh: Option<&Mesh>, ends: &[End; 2]) -> Result<Option<Self>> {
-        let [client, server] = ends;
-        let both = match contestant {
-            Contestant::Direct => return Ok(None),
-            Contestant::Relay => [haproxy::start(client)?, haproxy::start(server)?],
-            Contestant::EnvoyL4 | Contestant::EnvoyHttp => {
-                let authority = envoy::Authority::new()?;
-                [envoy::start(contestant, &authority, client)?, envoy::start(contestant, &authority, server)?]
-            }
-            Contestant::Byrnie => {
-                let mesh = mesh.ok_or_else(|| Failure::new("there is no control plane"))?;
-                [mesh.proxy(client)?, mesh.proxy(server)?]
-            }
+    pub(crate) fn start(contestant: Contestant, mesh: Option<&Mesh>, ends: &[End]) -> Result<Self> {
+        let authority = envoy::Authority::new()?;
+        let start = |end| match contestant {
+            Contestant::Direct => Err(Failure::new("it has no proxies")),
+            Contestant::Relay => haproxy::start(end),
+            Contestant::EnvoyL4 | Contestant::EnvoyHttp => envoy::start(contestant, &authority, end),
+            Contestant::Byrnie => mesh.ok_or_else(|| Failure::new("there is no control plane"))?.proxy(end),
         };
-        let mut pair = Self(both);
-        for proxy in &mut pair.0 {
+        let mut proxies = Self(ends.iter().map(start).collect::<Result<_>>()?);
+        for proxy in &mut proxies.0 {
             proxy.until("listening", |id| listens(id, OUTBOUND) && listens(id, INBOUND))?;
         }
         if contestant == Contestant::Byrnie {
-            for (proxy, end) in pair.0.iter_mut().zip(ends) {
+            for (proxy, end) in proxies.0.iter_mut().zip(ends) {
                 byrnie::ready(proxy, &end.host)?;
             }
         }
-        Ok(Some(pair))
+        Ok(proxies)
     }
 
-    /// The processes of the two proxies.
-    pub(crate) fn ids(&self) -> [u32; 2] {
-        self.0.each_ref().map(Running::id)
+    /// Their processes, in the order of the ends.
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        self.0.iter().map(Running::id).collect()
     }
 
-    /// That both still run.
+    /// That all still run.
     ///
     /// # Errors
     /// With the end of the log of one that does not.

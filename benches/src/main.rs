@@ -8,6 +8,7 @@ mod http;
 mod loads;
 mod machine;
 mod measure;
+mod plane;
 mod process;
 mod report;
 mod results;
@@ -26,7 +27,7 @@ use byrnie_netlab::{Entered, Privileges};
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use args::Args;
+use args::{Args, Command};
 use failure::{Failure, Result, doing};
 use machine::Machine;
 use report::{Conditions, Report};
@@ -40,6 +41,15 @@ const CANNOT: u8 = 3;
 fn main() -> ExitCode {
     byrnie_netlab::shim::maybe_run();
     let args = Args::parse();
+    if let Some(Command::ControlPlane(of_plane)) = &args.command {
+        return match raise_limit_of_files().and_then(|()| plane::run(of_plane)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                eprintln!("{failure}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if byrnie_netlab::is_outside() && !args.no_install {
         tools::install_missing();
     }

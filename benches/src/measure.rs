@@ -146,36 +146,45 @@ fn idle_connections(site: &Site) -> Figures {
 }
 
 fn steps(site: &Site, held: &mut Vec<std::net::TcpStream>, figures: &mut Figures) -> Result<()> {
-    let (proxies, to) = (site.proxies(), site.at(http::PORT)?);
+    let (clients, to) = (site.clients(), site.at(http::PORT)?);
     // The first connection is not part of what others cost: it opens what a proxy opens once.
-    idle::open(site.client(), to, held, 1)?;
+    idle::open(&clients, to, held, clients.len())?;
     held.clear();
     sleep(SETTLE);
-    let idle = remembered(&proxies, Metric::RssIdle, Metric::PssIdle, figures)?;
+    let (each, idle) = memory_of_all(site)?;
+    figures.extend(in_mib(Metric::RssIdle, Metric::PssIdle, each));
     let many = [
         (1_000_u32, Metric::Rss1000, Metric::Pss1000, Metric::PerConnection1000),
         (4_000, Metric::Rss4000, Metric::Pss4000, Metric::PerConnection4000),
         (9_000, Metric::Rss9000, Metric::Pss9000, Metric::PerConnection9000),
     ];
     for (wanted, rss, pss, each) in many {
-        idle::open(site.client(), to, held, usize::try_from(wanted).unwrap_or(usize::MAX))?;
+        idle::open(&clients, to, held, usize::try_from(wanted).unwrap_or(usize::MAX))?;
         sleep(SETTLE);
         idle::check(held)?;
-        let now = remembered(&proxies, rss, pss, figures)?;
-        figures.push((each, Outcome::Value((now.rss - idle.rss) / f64::from(wanted))));
+        figures.extend(in_mib(rss, pss, memory(site.server_proxy()?)?));
+        // A connection is held by one proxy at each end.
+        let (_, now) = memory_of_all(site)?;
+        figures.push((each, Outcome::Value((now - idle) / f64::from(2 * wanted))));
     }
     held.clear();
     sleep(SETTLE);
-    remembered(&proxies, Metric::RssAfter, Metric::PssAfter, figures)?;
+    figures.extend(in_mib(Metric::RssAfter, Metric::PssAfter, memory(site.server_proxy()?)?));
     Ok(())
 }
 
-/// What the proxies hold now, noted in MiB.
-fn remembered(proxies: &[u32], rss: Metric, pss: Metric, figures: &mut Figures) -> Result<Memory> {
-    let now = memory(proxies)?;
-    figures.push((rss, Outcome::Value(now.rss / 1024.0)));
-    figures.push((pss, Outcome::Value(now.pss / 1024.0)));
-    Ok(now)
+/// The mean of what the proxies hold, and the sum of their RSS, in KiB.
+fn memory_of_all(site: &Site) -> Result<(Memory, f64)> {
+    let (mut count, mut sum) = (0.0, Memory::default());
+    for id in site.proxies() {
+        let one = memory(id)?;
+        (count, sum) = (count + 1.0, Memory { rss: sum.rss + one.rss, pss: sum.pss + one.pss });
+    }
+    Ok((Memory { rss: sum.rss / count, pss: sum.pss / count }, sum.rss))
+}
+
+fn in_mib(rss: Metric, pss: Metric, memory: Memory) -> [(Metric, Outcome); 2] {
+    [(rss, memory.rss), (pss, memory.pss)].map(|(metric, kib)| (metric, Outcome::Value(kib / 1024.0)))
 }
 
 /// Runs a load once to warm up, then measures it with the CPU seconds that the proxies used for it.

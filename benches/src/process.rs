@@ -52,17 +52,11 @@ pub(crate) fn cpu_seconds(ids: &[u32]) -> Result<f64> {
     Ok(ticks as f64 / TICKS)
 }
 
-/// The mean of these processes' memory.
-pub(crate) fn memory(ids: &[u32]) -> Result<Memory> {
-    let mut sum = Memory::default();
-    for id in ids {
-        let path = format!("/proc/{id}/smaps_rollup");
-        let text = std::fs::read_to_string(&path).map_err(doing(&path))?;
-        let one = rollup(&text).ok_or_else(|| Failure::new(format!("{path} is not as expected")))?;
-        sum = Memory { rss: sum.rss + one.rss, pss: sum.pss + one.pss };
-    }
-    let count = f64::from(u32::try_from(ids.len().max(1)).unwrap_or(1));
-    Ok(Memory { rss: sum.rss / count, pss: sum.pss / count })
+/// The memory of a process.
+pub(crate) fn memory(id: u32) -> Result<Memory> {
+    let path = format!("/proc/{id}/smaps_rollup");
+    let text = std::fs::read_to_string(&path).map_err(doing(&path))?;
+    rollup(&text).ok_or_else(|| Failure::new(format!("{path} is not as expected")))
 }
 
 fn rollup(text: &str) -> Option<Memory> {
@@ -120,8 +114,8 @@ mod tests {
 
     #[test]
     fn this_process_has_times_and_memory() {
-        let own = [std::process::id()];
-        assert!(cpu_seconds(&own).is_ok_and(|seconds| seconds < 600.0));
-        assert!(memory(&own).is_ok_and(|memory| memory.rss > 100.0 && memory.pss <= memory.rss));
+        let own = std::process::id();
+        assert!(cpu_seconds(&[own]).is_ok_and(|seconds| seconds < 600.0));
+        assert!(memory(own).is_ok_and(|memory| memory.rss > 100.0 && memory.pss <= memory.rss));
     }
 }

@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::measure::{self, Figures};
 use crate::results::{Outcome, Results, Sample};
 use crate::rows::Row;
-use crate::site::{Site, workload};
+use crate::site::{Clients, PODS, Site, workload};
 use crate::tools::Tool;
 use crate::wire;
 
@@ -53,7 +53,7 @@ impl<'a> Rig<'a> {
         Tool::Nginx.find()?;
         let lab = Lab::new(entered, "benches").map_err(Failure::new)?;
         let (mut mesh, mut places) = (None, Vec::new());
-        for (contestant, number) in args.chosen_contestants().into_iter().zip((FIRST_POD..).step_by(2)) {
+        for (contestant, number) in args.chosen_contestants().into_iter().zip((FIRST_POD..).step_by(PODS.len())) {
             let site = needs(contestant).and_then(|()| Site::new(contestant, &lab, directory, number));
             if contestant == Contestant::Byrnie && site.is_ok() {
                 mesh = Some(control_plane(&lab, directory, number)?);
@@ -69,7 +69,7 @@ impl<'a> Rig<'a> {
         let mut all = Vec::new();
         for place in &mut self.places {
             let on_the_wire = match &mut place.site {
-                Ok(site) => site.restart(self.mesh.as_ref()).and_then(|()| wire::check(&self.lab, site)),
+                Ok(site) => site.restart(self.mesh.as_ref(), Clients::One).and_then(|()| wire::check(&self.lab, site)),
                 Err(failure) => Err(failure.clone()),
             };
             let laid = match &place.site {
@@ -90,10 +90,10 @@ impl<'a> Rig<'a> {
         let rows = self.args.chosen_rows();
         let turns = usize::try_from(round).unwrap_or(0) % self.places.len().max(1);
         self.places.rotate_left(turns);
-        self.fresh_pairs();
+        self.fresh_proxies(Clients::One);
         for row in &rows {
             if *row == Row::Idle {
-                self.fresh_pairs();
+                self.fresh_proxies(Clients::All);
             }
             for at in 0..self.places.len() {
                 self.measure(at, *row, round, results);
@@ -102,11 +102,11 @@ impl<'a> Rig<'a> {
         self.places.sort_by_key(|place| Contestant::ALL.iter().position(|one| *one == place.contestant));
     }
 
-    /// A pair that does not come up is out for good: its log says why.
-    fn fresh_pairs(&mut self) {
+    /// Who does not come up is out for good: the log says why.
+    fn fresh_proxies(&mut self, clients: Clients) {
         for place in &mut self.places {
             let Ok(site) = &mut place.site else { continue };
-            if let Err(failure) = site.restart(self.mesh.as_ref()) {
+            if let Err(failure) = site.restart(self.mesh.as_ref(), clients) {
                 eprintln!("{} is out: {failure}", place.contestant.name());
                 place.site = Err(failure);
             }
@@ -154,11 +154,11 @@ fn watched(machine: &Machine, args: &Args, site: &mut Site, row: Row) -> (Figure
 fn control_plane(lab: &Lab, directory: &Path, number: u8) -> Result<Mesh> {
     let directory = directory.join("control-plane");
     std::fs::create_dir_all(&directory).map_err(doing(directory.display()))?;
-    let (client, server) = (workload(Contestant::Byrnie, "client"), workload(Contestant::Byrnie, "server"));
-    let workloads: Vec<_> = [(client.as_str(), number), (server.as_str(), number + 1)]
+    let workloads: Vec<_> = PODS
         .into_iter()
-        .filter_map(|(name, number)| match lab.networks().pod(number) {
-            [std::net::IpAddr::V4(address), _] => Some((name, address)),
+        .zip(number..)
+        .filter_map(|(end, number)| match lab.networks().pod(number) {
+            [std::net::IpAddr::V4(address), _] => Some((workload(Contestant::Byrnie, end), address)),
             _ => None,
         })
         .collect();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use byrnie_netlab::{Host, Lab, RunAs};
 use nix::unistd::{Gid, Uid, chown};
 
-use crate::contestants::{Contestant, End, Mesh, Pair, Running, capture, proxys_directory};
+use crate::contestants::{Contestant, End, Mesh, Proxies, Running, capture, proxys_directory};
 use crate::failure::{Failure, Result, doing};
 use crate::http;
 use crate::process::listens;
@@ -28,32 +28,51 @@ pub(crate) struct Site {
     contestant: Contestant,
     client: Host,
     server: Host,
+    /// For the one load that is spread.
+    other_clients: Vec<Host>,
     directory: PathBuf,
     generation: u32,
     nginx: Running,
     iperf: Option<Running>,
-    pair: Option<Pair>,
+    /// The client's, the server's, and then those of the other clients, if they have any.
+    proxies: Option<Proxies>,
+}
+
+/// The pods of a site. 9,000 idle connections are spread over three clients, because Byrnie lets no identity have more than
+/// 4,096 tunnels to a pod.
+pub(crate) const PODS: [&str; 4] = ["client", "server", "client-2", "client-3"];
+
+/// Which clients have proxies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Clients {
+    /// The one that the other loads come from.
+    One,
+    /// All of [`PODS`].
+    All,
 }
 
 impl Site {
     /// Makes it, with everything but proxies. `number` tells its pods from those of other sites.
     pub(crate) fn new(contestant: Contestant, lab: &Lab, directory: &Path, number: u8) -> Result<Self> {
         let directory = directory.join(contestant.name());
-        let pod = |end: &str, number: u8| {
-            let host = lab.pod(&workload(contestant, end), &lab.networks().pod(number), &[]);
-            host.map_err(Failure::new)
-        };
-        let (client, server) = (pod("client", number)?, pod("server", number + 1)?);
-        for host in [&client, &server] {
+        let mut hosts = Vec::new();
+        let ends = if contestant.has_proxies() { &PODS[..] } else { &PODS[..2] };
+        for (end, number) in ends.iter().zip(number..) {
+            let host = lab.pod(&workload(contestant, end), &lab.networks().pod(number), &[]).map_err(Failure::new)?;
+            hosts.push(host);
+        }
+        for host in &hosts {
             tune(host)?;
             if contestant.has_proxies() {
                 capture(host)?;
             }
         }
+        let other_clients = hosts.split_off(2);
+        let [client, server] = hosts.try_into().map_err(|_| Failure::new("a site has a client and a server"))?;
         let nginx = start_nginx(&server, &directory.join("nginx"))?;
         let iperf =
             Tool::Iperf3.find().ok().map(|iperf| start_iperf(&server, iperf, &directory.join("iperf"))).transpose()?;
-        Ok(Self { contestant, client, server, directory, generation: 0, nginx, iperf, pair: None })
+        Ok(Self { contestant, client, server, other_clients, directory, generation: 0, nginx, iperf, proxies: None })
     }
 
     /// Who stands here.
@@ -66,7 +85,12 @@ impl Site {
         &self.client
     }
 
-    /// The addresses of both pods.
+    /// All clients, for the load that is spread.
+    pub(crate) fn clients(&self) -> Vec<Host> {
+        std::iter::once(&self.client).chain(&self.other_clients).cloned().collect()
+    }
+
+    /// The addresses of the client and the server.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.client.addresses().iter().chain(self.server.addresses()).copied()
     }
@@ -78,28 +102,38 @@ impl Site {
     }
 
     /// Ends the proxies and starts fresh ones, which have never seen a connection.
-    pub(crate) fn restart(&mut self, mesh: Option<&Mesh>) -> Result<()> {
-        self.pair = None;
-        let last = self.directory.join(format!("pair-{}", self.generation));
+    pub(crate) fn restart(&mut self, mesh: Option<&Mesh>, clients: Clients) -> Result<()> {
+        self.proxies = None;
+        let last = self.directory.join(format!("proxies-{}", self.generation));
         if last.exists() {
             fs::remove_dir_all(&last).map_err(doing(last.display()))?;
         }
         self.generation += 1;
-        let directory = self.directory.join(format!("pair-{}", self.generation));
+        if !self.contestant.has_proxies() {
+            return Ok(());
+        }
+        let directory = self.directory.join(format!("proxies-{}", self.generation));
         fs::create_dir_all(&directory).map_err(doing(directory.display()))?;
         let end = |host: &Host, name: &str| {
             let end =
                 End { host: host.clone(), name: workload(self.contestant, name), directory: directory.join(name) };
             proxys_directory(&end.directory).map(|()| end)
         };
-        let ends = [end(&self.client, "client")?, end(&self.server, "server")?];
-        self.pair = Pair::start(self.contestant, mesh, &ends)?;
+        let others: &[Host] = if clients == Clients::All { &self.other_clients } else { &[] };
+        let hosts = [&self.client, &self.server].into_iter().chain(others);
+        let ends = hosts.zip(PODS).map(|(host, name)| end(host, name)).collect::<Result<Vec<_>>>()?;
+        self.proxies = Some(Proxies::start(self.contestant, mesh, &ends)?);
         Ok(())
     }
 
     /// The processes of the proxies; none where there are none.
     pub(crate) fn proxies(&self) -> Vec<u32> {
-        self.pair.as_ref().map(|pair| pair.ids().to_vec()).unwrap_or_default()
+        self.proxies.as_ref().map(Proxies::ids).unwrap_or_default()
+    }
+
+    /// The process of the server's proxy.
+    pub(crate) fn server_proxy(&self) -> Result<u32> {
+        self.proxies().get(1).copied().ok_or_else(|| Failure::new("there is no proxy"))
     }
 
     /// That everything still runs.
@@ -108,10 +142,10 @@ impl Site {
         if let Some(iperf) = &mut self.iperf {
             iperf.check()?;
         }
-        self.pair.as_mut().map_or(Ok(()), Pair::check)
+        self.proxies.as_mut().map_or(Ok(()), Proxies::check)
     }
 
-    /// Joins the pods by a cable of their own, past the lab's bridge.
+    /// Joins the client and the server by a cable of their own, past the lab's bridge.
     pub(crate) fn lay_cable(&self, lab: &Lab) -> Result<()> {
         lab.cable(&self.client, &self.server).map_err(Failure::new)
     }

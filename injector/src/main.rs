@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use byrnie_injector::{Arguments, LogFormat, run};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -46,11 +46,12 @@ async fn serve(arguments: &Arguments) -> ExitCode {
 }
 
 fn start_log(arguments: &Arguments) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&arguments.log).map_err(|error| error.to_string())?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter: Targets = arguments.log.parse().map_err(|error| format!("{error}"))?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = tracing_subscriber::registry().with(filter);
     match arguments.log_format {
-        LogFormat::Text => log.with_ansi(false).try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
+        LogFormat::Text => log.with(lines.with_ansi(false)).try_init(),
+        LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init(),
     }
     .map_err(|error| error.to_string())
 }

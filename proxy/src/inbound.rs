@@ -28,7 +28,7 @@ use crate::streams::Arrived;
 use crate::telemetry::{Connection, Direction};
 use crate::tunnel::client_hello::{ClientHelloReader, FirstBytes};
 use crate::tunnel::pool::Worker;
-use crate::tunnel::server;
+use crate::tunnel::{Tunnel, server};
 
 /// Accepts what capture brings to the inbound port, until the proxy ends.
 pub async fn serve(shared: Arc<Shared>, _worker: Arc<Worker>, listener: TcpListener) {
@@ -55,10 +55,7 @@ pub async fn serve(shared: Arc<Shared>, _worker: Arc<Worker>, listener: TcpListe
 pub(crate) async fn accept(listener: &TcpListener, room: &Room) -> Option<(TcpStream, SocketAddr, Place)> {
     let place = room.place().await;
     match listener.accept().await {
-        Ok((stream, source)) => {
-            sockets::tune(&stream);
-            Some((stream, SocketAddr::new(source.ip().to_canonical(), source.port()), place))
-        }
+        Ok((stream, source)) => Some((stream, SocketAddr::new(source.ip().to_canonical(), source.port()), place)),
         // The client gave up while it waited: the next one is there already, or will be.
         Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => None,
         Err(error) => {
@@ -90,12 +87,18 @@ pub(crate) async fn handle(shared: Arc<Shared>, stream: TcpStream, source: Socke
         }
     };
     let until = Instant::now() + TLS_HANDSHAKE;
-    let connection = Inbound { shared, stream, source, dialled, until };
-    connection.run().await;
+    let connection = Inbound { shared: shared.clone(), stream, source, dialled, until };
+    // Boxed: what it takes to get in is given back when that is done.
+    if let Some((tunnel, _held)) = Box::pin(connection.run()).await {
+        server::serve(&shared, tunnel, source, dialled).await;
+    }
 }
 
 /// Why an evicted handshake is refused: label and sentence.
 const TOO_MANY: (&str, &str) = ("too-many-handshakes", "this address has more handshakes under way than any other");
+
+/// A tunnel whose peer has proved who it is, and its place among those of this peer.
+type Admitted = (Box<Tunnel>, gate::Held);
 
 /// One connection to the pod, of which nothing is known but the addresses.
 struct Inbound {
@@ -108,9 +111,10 @@ struct Inbound {
 }
 
 impl Inbound {
-    async fn run(self) {
+    /// Serves or refuses whatever it is; only a tunnel is left to its caller.
+    async fn run(self) -> Option<Admitted> {
         let Some(own) = self.shared.control.own() else {
-            return self.refuse("not-ready", "this proxy has no policies yet".into());
+            return self.turned_away("not-ready", "this proxy has no policies yet".into());
         };
         let port = self.dialled.0.port();
         match own.policies.mtls_mode(port, self.shared.clock.wall()) {
@@ -120,53 +124,62 @@ impl Inbound {
     }
 
     /// Nothing but TLS gets further than its first byte.
-    async fn strict(self, own: &OwnPod) {
+    async fn strict(self, own: &OwnPod) -> Option<Admitted> {
         let gate = self.shared.room.gate().enter(self.source.ip());
         let (mut reader, mut read) = (ClientHelloReader::default(), Vec::new());
         let first = tokio::select! {
             first = first_bytes(&self.stream, &mut reader, &mut read, self.until) => first,
-            () = gate.evicted() => return self.refuse(TOO_MANY.0, TOO_MANY.1.into()),
+            () = gate.evicted() => return self.turned_away(TOO_MANY.0, TOO_MANY.1.into()),
         };
         match first {
             Ok(FirstBytes::Offers) => self.tunnel(read, gate).await,
             // Boxed: rare, and larger than all the rest.
-            Ok(FirstBytes::OtherTls) => Box::pin(self.other_tls(own, read, gate)).await,
+            Ok(FirstBytes::OtherTls) => {
+                Box::pin(self.other_tls(own, read, gate)).await;
+                None
+            }
             Ok(FirstBytes::NotTls) => {
-                self.refuse("plaintext-refused", "plaintext, where mTLS is strict; expected byrnie/1".into());
+                self.turned_away("plaintext-refused", "plaintext, where mTLS is strict; expected byrnie/1".into())
             }
             Ok(FirstBytes::Incomplete) => {
-                self.refuse("silent", "no ClientHello within 5 s, where mTLS is strict".into())
+                self.turned_away("silent", "no ClientHello within 5 s, where mTLS is strict".into())
             }
             Err(error) => {
-                self.refuse("closed-early", format!("the client closed before it had said what it is: {error}"))
+                self.turned_away("closed-early", format!("the client closed before it had said what it is: {error}"))
             }
         }
     }
 
-    async fn tunnel(self, read: Vec<u8>, gate: gate::Entered) {
+    async fn tunnel(self, read: Vec<u8>, gate: gate::Entered) -> Option<Admitted> {
         let Some(certificates) = self.shared.certificates.current() else {
-            return self.refuse("no-svid", "this proxy has no SVID yet".into());
+            return self.turned_away("no-svid", "this proxy has no SVID yet".into());
         };
         let Inbound { shared, stream, source, dialled, until } = self;
         let accepted = tokio::select! {
             accepted = server::accept(&shared, &certificates, stream, read, until) => accepted,
             () = gate.evicted() => {
-                let connection = shared.telemetry.connection(Direction::Inbound, source, dialled.0);
-                return connection.refuse(TOO_MANY.0, TOO_MANY.1.into());
+                shared.telemetry.connection(Direction::Inbound, source, dialled.0).refuse(TOO_MANY.0, TOO_MANY.1.into());
+                return None;
             }
         };
         drop(gate);
         match accepted {
-            Ok(tunnel) => match shared.room.gate().admit_peer(tunnel.peer().id()) {
-                Some(_held) => server::serve(&shared, tunnel, source, dialled).await,
-                None => {
-                    let mut connection = record(&shared, source, dialled);
-                    connection.source(source.ip().to_string().into(), Some(tunnel.peer().id().clone()));
-                    Box::pin(server::turn_away(&shared, tunnel, connection, until)).await;
+            Ok(tunnel) => {
+                if let Some(held) = shared.room.gate().admit_peer(tunnel.peer().id()) {
+                    return Some((tunnel, held));
                 }
-            },
+                let mut connection = record(&shared, source, dialled);
+                connection.source(source.ip().to_string().into(), Some(tunnel.peer().id().clone()));
+                Box::pin(server::turn_away(&shared, tunnel, connection, until)).await;
+            }
             Err(error) => record(&shared, source, dialled).refuse(error.cause(), error.to_string()),
         }
+        None
+    }
+
+    fn turned_away(&self, cause: &'static str, reason: String) -> Option<Admitted> {
+        self.refuse(cause, reason);
+        None
     }
 
     fn refuse(&self, cause: &'static str, reason: String) {
@@ -176,7 +189,7 @@ impl Inbound {
 }
 
 /// The record of a connection whose source is known by its address alone.
-fn record(shared: &Shared, source: SocketAddr, dialled: OriginalDestination) -> Connection {
+fn record(shared: &Shared, source: SocketAddr, dialled: OriginalDestination) -> Box<Connection> {
     let mut connection = shared.telemetry.connection(Direction::Inbound, source, dialled.0);
     connection.source(source.ip().to_string().into(), None);
     if let Some(own) = shared.control.own() {

@@ -44,13 +44,11 @@ pub(crate) async fn handle(shared: Arc<Shared>, worker: Arc<Worker>, stream: Tcp
     sockets::reset_unless_clean(&stream);
     let dialled = match original_dst(&stream) {
         Ok(dialled) if Readiness::is_canary(dialled) => return shared.readiness.answer_canary(stream, dialled).await,
-        Ok(dialled) if dialled.0 != stream.local_addr().unwrap_or(dialled.0) => dialled,
-        other => {
-            let found =
-                other.map_or_else(|error| error.to_string(), |dialled| format!("{}, this proxy itself", dialled.0));
+        Ok(dialled) => dialled,
+        Err(error) => {
             let address = stream.local_addr().unwrap_or(source);
             let connection = shared.telemetry.connection(Direction::Outbound, source, address);
-            return connection.refuse("not-redirected", format!("expected a captured connection, found {found}"));
+            return connection.refuse("not-redirected", format!("expected a captured connection, found {error}"));
         }
     };
     let mut connection = shared.telemetry.connection(Direction::Outbound, source, dialled.0);
@@ -59,7 +57,13 @@ pub(crate) async fn handle(shared: Arc<Shared>, worker: Arc<Worker>, stream: Tcp
     };
     connection.source(own.workload.clone(), Some(own.spiffe_id.clone()));
     let outbound = Outbound { shared, worker, application: stream, source, dialled, own };
-    outbound.run(connection).await;
+    match outbound.carried(&mut connection).await {
+        Ok(Ended { sent, received, end, detail }) => {
+            connection.detail(detail);
+            connection.finish(sent, received, end);
+        }
+        Err(Failed { cause, reason, .. }) => connection.refuse(cause, reason),
+    }
 }
 
 /// One connection of the application.
@@ -88,16 +92,7 @@ struct Failed {
 }
 
 impl Outbound {
-    async fn run(&self, mut connection: Connection) {
-        match self.carried(&mut connection).await {
-            Ok(Ended { sent, received, end, detail }) => {
-                connection.detail(detail);
-                connection.finish(sent, received, end);
-            }
-            Err(Failed { cause, reason, .. }) => connection.refuse(cause, reason),
-        }
-    }
-
+    /// What goes in plaintext is boxed: it is larger than a tunnel's part, and rarer.
     async fn carried(&self, connection: &mut Connection) -> Result<Ended, Failed> {
         let destination = self.shared.discovery.lookup(self.dialled).await.map_err(|error| Failed {
             cause: error.as_str(),
@@ -105,7 +100,7 @@ impl Outbound {
             retryable: false,
         })?;
         match destination.kind {
-            DestinationKind::External => self.egress(connection, self.dialled.0, &mut Early::default()).await,
+            DestinationKind::External => Box::pin(self.egress(connection, self.dialled.0, &mut Early::default())).await,
             DestinationKind::UnknownInternal => {
                 let reason = format!("{} is inside the cluster, but no Service or pod has it", self.dialled.0);
                 Err(Failed { cause: "unknown-destination", reason, retryable: false })
@@ -154,7 +149,7 @@ impl Outbound {
         };
         match &endpoint.meshed {
             Meshed::Yes(_) if endpoint.pod_uid == self.own.pod_uid => {
-                self.to_own_pod(connection, endpoint, early).await
+                Box::pin(self.to_own_pod(connection, endpoint, early)).await
             }
             Meshed::Yes(expected) => self.through_tunnel(connection, destination, endpoint, expected, early).await,
             Meshed::EnrolledUnmeshed { permissive: false, .. } => refused("no Permissive MtlsPolicy covers it"),
@@ -162,9 +157,9 @@ impl Outbound {
                 refused("the Permissive MtlsPolicy that covered it has ended")
             }
             Meshed::EnrolledUnmeshed { .. } | Meshed::NotEnrolled => {
-                self.in_plaintext(connection, endpoint, early).await
+                Box::pin(self.in_plaintext(connection, endpoint, early)).await
             }
-            Meshed::External => self.egress(connection, endpoint.address, early).await,
+            Meshed::External => Box::pin(self.egress(connection, endpoint.address, early)).await,
         }
     }
 }

@@ -38,6 +38,14 @@ impl ConnectError {
 /// Connects as the proxy: past capture, without delay of small writes, and with keepalive, so that a peer that vanished
 /// is found within half a minute.
 pub(crate) async fn connect(address: SocketAddr, exempt: Exempt) -> Result<TcpStream, ConnectError> {
+    let stream = connect_in_pod(address, exempt).await?;
+    // A socket that the peer has closed already refuses it, which the first read will show.
+    let _ = set_keepalive(&stream);
+    Ok(stream)
+}
+
+/// The same to an application of this pod, which can't vanish without its kernel.
+pub(crate) async fn connect_in_pod(address: SocketAddr, exempt: Exempt) -> Result<TcpStream, ConnectError> {
     match tokio::time::timeout(CONNECT, connect_without_limit(address, exempt)).await {
         Err(_) => Err(ConnectError::Timeout(address, CONNECT)),
         Ok(result) => result,
@@ -47,8 +55,8 @@ pub(crate) async fn connect(address: SocketAddr, exempt: Exempt) -> Result<TcpSt
 /// The same for a caller that bounds it.
 pub(crate) async fn connect_without_limit(address: SocketAddr, exempt: Exempt) -> Result<TcpStream, ConnectError> {
     let failed = |error| ConnectError::Failed(address, error);
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).map_err(failed)?;
-    socket.set_nonblocking(true).map_err(failed)?;
+    let kind = Type::STREAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP)).map_err(failed)?;
     match exempt {
         Exempt::Mark(mark) => set_mark(&socket, mark),
         Exempt::Uid(_) => set_priority(&socket),
@@ -59,16 +67,10 @@ pub(crate) async fn connect_without_limit(address: SocketAddr, exempt: Exempt) -
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(ConnectError::Refused(address)),
         Err(error) => Err(failed(error)),
         Ok(stream) => {
-            tune(&stream);
+            let _ = stream.set_nodelay(true);
             Ok(stream)
         }
     }
-}
-
-/// What every connection gets. A socket that the peer has closed already refuses it, which the first read will show.
-pub(crate) fn tune(stream: &TcpStream) {
-    let _ = stream.set_nodelay(true);
-    let _ = set_keepalive(stream);
 }
 
 /// Makes every close of `stream` a reset, until [`ended_cleanly`] is said: also the close that the kernel does when this

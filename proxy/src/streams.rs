@@ -56,8 +56,8 @@ pub(crate) struct Stream {
     grounds: Grounds,
     /// The verified peer; `None` on plaintext legs.
     peer: Mutex<Option<PeerIdentity>>,
-    /// Its two TCP connections, once there are two.
-    legs: OnceLock<[Option<Leg>; 2]>,
+    /// Its TCP connection to another machine, once it is known.
+    leg: OnceLock<Leg>,
     cut: OnceLock<Cut>,
     /// What the connection's own task is asked to do.
     asked: AtomicU8,
@@ -68,9 +68,12 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Its two TCP connections, said once both are open. `None`: the connection is gone already, as its reader will see.
-    pub(crate) fn carried_by(&self, legs: [Option<Leg>; 2]) {
-        let _ = self.legs.set(legs);
+    /// Its TCP connection to another machine; the other one ends at an application of this pod, whose kernel can't vanish.
+    /// `None`: the connection is gone already, as its reader will see.
+    pub(crate) fn carried_by(&self, leg: Option<Leg>) {
+        if let Some(leg) = leg {
+            let _ = self.leg.set(leg);
+        }
     }
 
     /// Makes `cx` the task that is woken when something is asked of this connection.
@@ -225,7 +228,7 @@ impl Streams {
         let stream = Arc::new(Stream {
             grounds,
             peer: Mutex::new(peer),
-            legs: OnceLock::new(),
+            leg: OnceLock::new(),
             cut: OnceLock::new(),
             asked: AtomicU8::new(0),
             waker: Mutex::new(None),

@@ -110,9 +110,9 @@ impl Telemetry {
     }
 
     /// Begins the record of one connection. `source` is the address that dialled, `destination` the one it dialled
-    /// (before capture redirected it).
-    pub fn connection(&self, direction: Direction, source: SocketAddr, destination: SocketAddr) -> Connection {
-        Connection::new(Arc::clone(&self.0), direction, source, destination)
+    /// (before capture redirected it). Boxed: a future keeps each argument twice, and this one is passed on and on.
+    pub fn connection(&self, direction: Direction, source: SocketAddr, destination: SocketAddr) -> Box<Connection> {
+        Box::new(Connection::new(Arc::clone(&self.0), direction, source, destination))
     }
 
     /// The handles of the proxy's metrics.

@@ -21,7 +21,7 @@ const CONTROL_PLANE_PORT: u16 = 15_128;
 /// Where a proxy says whether it is ready.
 const HEALTH_PORT: u16 = 15_021;
 
-/// A control plane that knows the two workloads of the benchmark.
+/// A control plane that knows the workloads of the benchmark.
 #[derive(Debug)]
 pub(crate) struct Mesh {
     node: Host,
@@ -32,7 +32,7 @@ pub(crate) struct Mesh {
 
 impl Mesh {
     /// Starts it on the lab's node, with these workloads and addresses.
-    pub(crate) fn start(lab: &Lab, directory: &Path, workloads: &[(&str, Ipv4Addr)]) -> Result<Self> {
+    pub(crate) fn start(lab: &Lab, directory: &Path, workloads: &[(String, Ipv4Addr)]) -> Result<Self> {
         let source = directory.join("source");
         fs::create_dir_all(&source).map_err(doing(source.display()))?;
         let objects = source.join("mesh.yaml");
@@ -131,8 +131,8 @@ pub(crate) fn capture(host: &Host) -> Result<()> {
     Err(Failure::new(format!("byrnie capture apply: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
-/// What an operator would write: the mesh, a namespace in it, and the two pods.
-fn objects_of(lab: &Lab, workloads: &[(&str, Ipv4Addr)]) -> String {
+/// What an operator would write: the mesh, a namespace in it, and the pods.
+fn objects_of(lab: &Lab, workloads: &[(String, Ipv4Addr)]) -> String {
     let pods = lab.networks().pods_v4;
     let mut text = format!(
         "apiVersion: byrnie.dev/v1alpha1\nkind: MeshConfig\nmetadata: {{name: default}}\n\

@@ -15,12 +15,20 @@ const AT_A_TIME: usize = 16;
 /// Longest that one may take to open and be answered.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Opens connections until there are `wanted`.
+/// Opens connections until there are `wanted`, as many of them from each of `hosts`.
 ///
 /// # Errors
 /// When one can't be opened, or is not answered.
-pub(crate) fn open(host: &Host, to: SocketAddr, held: &mut Vec<TcpStream>, wanted: usize) -> Result<()> {
-    let missing = wanted.saturating_sub(held.len());
+pub(crate) fn open(hosts: &[Host], to: SocketAddr, held: &mut Vec<TcpStream>, wanted: usize) -> Result<()> {
+    let before = held.len();
+    for (number, host) in (1..).zip(hosts) {
+        let share = wanted.saturating_sub(before) * number / hosts.len();
+        held.extend(opened(host, to, (before + share).saturating_sub(held.len()))?);
+    }
+    Ok(())
+}
+
+fn opened(host: &Host, to: SocketAddr, missing: usize) -> Result<impl Iterator<Item = TcpStream>> {
     let question = http::request(to, "/", "keep-alive");
     let opened = host.run(|| {
         thread::scope(|scope| {
@@ -37,8 +45,7 @@ pub(crate) fn open(host: &Host, to: SocketAddr, held: &mut Vec<TcpStream>, wante
                 .collect::<Result<Vec<_>>>()
         })
     });
-    held.extend(opened.map_err(doing("entering the client's namespace"))??.into_iter().flatten());
-    Ok(())
+    Ok(opened.map_err(doing("entering the client's namespace"))??.into_iter().flatten())
 }
 
 fn one(to: SocketAddr, question: &[u8]) -> Result<TcpStream> {

@@ -81,7 +81,7 @@ impl Inbound {
         };
         connection.secured(&Arc::new(facts), true);
         let outside = &client.get_ref().0.stream;
-        registered.carried_by([outside, &application].map(|leg| Leg::of(leg).ok()));
+        registered.carried_by(Leg::of(outside).ok());
         let (sent, received, end) = relay(client, application, &registered).await;
         connection.detail(registered.cut().filter(|cut| cut.cause == end).map(|cut| cut.reason.clone()));
         connection.finish(sent, received, end);

@@ -8,7 +8,7 @@ use byrnie_redirect::{Leg, OriginalDestination};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::{Inbound, TOO_MANY, first_bytes, record};
+use super::{Admitted, Inbound, TOO_MANY, first_bytes, record};
 use crate::limits::PERMISSIVE_SILENCE;
 use crate::model::{AppProtocol, Meshed, OwnPod};
 use crate::passthrough::{self, End, Waiting};
@@ -19,7 +19,7 @@ use crate::tunnel::server::dial_application;
 
 impl Inbound {
     /// TLS is served as in strict mode; plaintext is passed by.
-    pub(super) async fn permissive(self, own: &OwnPod) {
+    pub(super) async fn permissive(self, own: &OwnPod) -> Option<Admitted> {
         if self.source_is_meshed().await {
             return self.strict(own).await;
         }
@@ -37,7 +37,7 @@ impl Inbound {
         };
         let first = tokio::select! {
             first = reading => first,
-            () = gate.evicted() => return self.refuse(TOO_MANY.0, TOO_MANY.1.into()),
+            () = gate.evicted() => return self.turned_away(TOO_MANY.0, TOO_MANY.1.into()),
         };
         match first {
             Ok(FirstBytes::Offers) => self.tunnel(read, gate).await,
@@ -45,13 +45,15 @@ impl Inbound {
                 if own.policies.ingress.iter().any(|rule| rule.ports.contains(self.dialled.0.port())) =>
             {
                 self.other_tls(own, read, gate).await;
+                None
             }
             Ok(_) => {
                 drop(gate);
                 self.pass(own, read).await;
+                None
             }
             Err(error) => {
-                self.refuse("closed-early", format!("the client closed before it had said what it is: {error}"))
+                self.turned_away("closed-early", format!("the client closed before it had said what it is: {error}"))
             }
         }
     }
@@ -93,7 +95,7 @@ impl Inbound {
                 return connection.refuse(error.cause(), format!("the application: {error}"));
             }
         };
-        registered.carried_by([&stream, &application].map(|leg| Leg::of(leg).ok()));
+        registered.carried_by(Leg::of(&stream).ok());
         connection.plaintext();
         let waiting = Waiting { up: &[], down: &read };
         let moved = passthrough::relay(&application, &stream, &registered, waiting).await;

@@ -111,7 +111,7 @@ impl Outbound {
     /// Moves the bytes as they are, beginning with what an attempt at another endpoint has read already.
     async fn carry(&self, other: TcpStream, registered: &Registered<'_>, early: &mut Early) -> Ended {
         sockets::reset_unless_clean(&other);
-        registered.carried_by([&self.application, &other].map(|leg| Leg::of(leg).ok()));
+        registered.carried_by(Leg::of(&other).ok());
         let already = std::mem::take(&mut early.bytes);
         let waiting = Waiting { up: &already, down: &[] };
         let moved = passthrough::relay(&self.application, &other, registered, waiting).await;

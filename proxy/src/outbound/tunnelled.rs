@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use byrnie_identity::SpiffeId;
 use byrnie_proto::tunnel::v1;
-use byrnie_redirect::Leg;
 
 use super::{Ended, Failed, Outbound};
 use crate::balance::UnderWay;
@@ -45,7 +44,8 @@ impl Outbound {
             let fresh = pooled.is_none();
             let mut tunnel = match pooled.take() {
                 Some(tunnel) => tunnel,
-                None => match client::dial(&self.shared, &own, endpoint.address, expected).await {
+                // Boxed: it is over when the tunnel's quiet life begins.
+                None => match Box::pin(client::dial(&self.shared, &own, endpoint.address, expected)).await {
                     Ok(tunnel) => tunnel,
                     Err(error) => {
                         let (cause, reason) = (error.cause(), error.to_string());
@@ -99,7 +99,7 @@ impl Outbound {
         if let Err(cut) = registered.check(&self.shared) {
             return Ok(Carried { sent: 0, received: 0, end: End::Cut(cut) });
         }
-        registered.carried_by([tunnel.leg(), Leg::of(&self.application).ok()]);
+        registered.carried_by(tunnel.leg());
         client::open(tunnel, &self.shared, &self.application, early, attempt.open.clone()).await?;
         attempt.under_way.opened(attempt.begun.elapsed());
         connection.destination(endpoint.workload.clone(), Some(key.expected.clone()));

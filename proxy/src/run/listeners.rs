@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use byrnie_redirect::set_keepalive;
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -148,8 +149,9 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> 
         socket.set_reuse_port(true)?;
     }
     socket.set_nonblocking(true)?;
-    // Accepted sockets inherit it.
+    // Accepted sockets inherit both (tcp(7), socket(7)), and are many.
     socket.set_tcp_nodelay(true)?;
+    set_keepalive(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -171,6 +173,20 @@ mod tests {
         bind_all("--inbound-port", &[taken.local_addr().unwrap()], false, &mut errors);
         assert!(matches!(&errors[..], [ListenError::Taken { option: "--inbound-port", .. }]), "{errors:?}");
         assert!(errors[0].to_string().contains("ss -ltnp"));
+    }
+
+    #[test]
+    fn what_a_listener_is_set_to_holds_for_what_it_accepts() {
+        let address = free();
+        let listener = bind(address, false).unwrap();
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let (accepted, listener) = (socket2::SockRef::from(&accepted), socket2::SockRef::from(&listener));
+        assert!(accepted.tcp_nodelay().unwrap() && accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), listener.tcp_keepalive_time().unwrap());
+        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), listener.tcp_keepalive_interval().unwrap());
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), listener.tcp_keepalive_retries().unwrap());
     }
 
     #[test]

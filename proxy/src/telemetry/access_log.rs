@@ -13,6 +13,10 @@ use crate::config::AccessLog;
 /// Lines that wait for the writer: at 500 bytes a line, 2 MB.
 const QUEUE: usize = 4096;
 
+/// How long lines gather before they are written together: a wake-up of the writer and a write for each would cost more
+/// than to make the line.
+const GATHER: Duration = Duration::from_millis(10);
+
 /// The handle that connections write to.
 pub(crate) struct AccessLogWriter {
     queue: Option<SyncSender<Message>>,
@@ -89,6 +93,7 @@ fn write_lines(queue: &Receiver<Message>, mut output: impl Write, failed: &Count
         }
         // A full disk costs lines, never the proxy.
         let _ = output.flush();
+        std::thread::sleep(GATHER);
     }
 }
 

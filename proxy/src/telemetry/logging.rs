@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
 
 /// Changes the level of the log.
 #[derive(Clone, Default)]
-pub struct LogLevel(Option<Arc<reload::Handle<EnvFilter, Registry>>>);
+pub struct LogLevel(Option<Arc<reload::Handle<Targets, Registry>>>);
 
 impl LogLevel {
     /// Takes a new filter, as [`parse`] does.
@@ -30,7 +30,7 @@ impl LogLevel {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parse(text: &str) -> Result<EnvFilter, String> {
+pub fn parse(text: &str) -> Result<Targets, String> {
     let text = text.trim();
     if text.is_empty() {
         return Err("it is empty".to_owned());
@@ -39,8 +39,11 @@ pub fn parse(text: &str) -> Result<EnvFilter, String> {
         let others = level.min(LevelFilter::WARN);
         format!("{others},byrnie_proxy={level},byrnie_identity={level},byrnie_policy={level},byrnie_redirect={level}")
     };
+    if text.split(',').any(|part| part.trim_start().starts_with('=')) {
+        return Err("a level without the module that it is for".to_owned());
+    }
     let filter = text.parse::<LevelFilter>().map_or_else(|_| text.to_owned(), own);
-    EnvFilter::builder().parse(filter).map_err(|error| error.to_string())
+    filter.parse::<Targets>().map_err(|error| error.to_string())
 }
 
 /// Sets up the log of this process.

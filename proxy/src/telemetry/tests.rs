@@ -21,12 +21,12 @@ fn recorded() -> Recorded {
 }
 
 impl Recorded {
-    fn connection(&self, direction: Direction) -> Connection {
+    fn connection(&self, direction: Direction) -> Box<Connection> {
         let (source, destination) = ("10.1.0.5:40000".parse().unwrap(), "10.96.0.10:80".parse().unwrap());
         self.telemetry.connection(direction, source, destination)
     }
 
-    fn secured(&self, new_handshake: bool) -> Connection {
+    fn secured(&self, new_handshake: bool) -> Box<Connection> {
         let mut connection = self.connection(Direction::Inbound);
         connection.source("shop/web".into(), Some(id("web")));
         connection.destination("shop/orders".into(), Some(id("orders")));

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use byrnie_policy::{Authorized, Peer, Request, authorize};
 use byrnie_proto::tunnel::{Role, v1};
-use byrnie_redirect::{Leg, OriginalDestination};
+use byrnie_redirect::OriginalDestination;
 use rustls::server::UnbufferedServerConnection;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -62,6 +62,7 @@ pub(crate) async fn serve(shared: &Shared, mut tunnel: Box<Tunnel>, source: Sock
         if !open.service.is_empty() {
             connection.service(open.service.as_str().into());
         }
+        drop(open);
         let outcome = serve_stream(shared, &mut tunnel, dialled, connection, &mut fresh).await;
         match outcome {
             Served::Reusable => {}
@@ -73,7 +74,7 @@ pub(crate) async fn serve(shared: &Shared, mut tunnel: Box<Tunnel>, source: Sock
 
 /// Refuses the first stream of a tunnel whose peer has as many as it may, and ends it. `until`: when the peer must have
 /// said what it wants.
-pub(crate) async fn turn_away(shared: &Shared, mut tunnel: Box<Tunnel>, connection: Connection, until: Instant) {
+pub(crate) async fn turn_away(shared: &Shared, mut tunnel: Box<Tunnel>, connection: Box<Connection>, until: Instant) {
     let reason = format!("{} has too many tunnels to this pod already", tunnel.peer().id());
     let cause = "too-many-tunnels";
     match tokio::time::timeout_at(until, next_open(shared, &mut tunnel)).await {
@@ -131,7 +132,7 @@ async fn serve_stream(
     shared: &Shared,
     tunnel: &mut Tunnel,
     dialled: OriginalDestination,
-    mut connection: Connection,
+    mut connection: Box<Connection>,
     fresh: &mut bool,
 ) -> Served {
     let port = dialled.0.port();
@@ -152,7 +153,7 @@ async fn serve_stream(
             return refused(tunnel, written).await;
         }
     };
-    registered.carried_by([tunnel.leg(), Leg::of(&application).ok()]);
+    registered.carried_by(tunnel.leg());
     let nonce = tunnel.fresh_nonce();
     if let Err(error) = tunnel.send(|session, out| session.accept(&v1::Accept { nonce }, out)) {
         connection.refuse(error.cause(), error.to_string());
@@ -237,7 +238,7 @@ pub(crate) async fn dial_application(
     dialled: OriginalDestination,
 ) -> Result<TcpStream, ConnectError> {
     let address = SocketAddr::new(dialled.0.ip(), authorized.port());
-    let application = sockets::connect(address, shared.config.exempt).await?;
+    let application = sockets::connect_in_pod(address, shared.config.exempt).await?;
     sockets::reset_unless_clean(&application);
     Ok(application)
 }
@@ -256,7 +257,7 @@ async fn refused(tunnel: &mut Tunnel, written: Result<(), TunnelError>) -> Serve
 fn refuse(
     shared: &Shared,
     tunnel: &mut Tunnel,
-    mut connection: Connection,
+    mut connection: Box<Connection>,
     refusal: Refusal,
 ) -> Result<(), TunnelError> {
     let correlation_id = random::hex::<8>();

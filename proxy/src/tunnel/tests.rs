@@ -421,8 +421,8 @@ async fn what_a_connection_and_an_idle_tunnel_cost_is_known() {
     let idle = pool::watch_size(&worker, &rig.client, address, tunnel);
     let sizes = [
         ("a tunnel, rustls' own state apart", std::mem::size_of::<Tunnel>(), 400..700),
-        ("the future of an outbound connection", std::mem::size_of_val(&outbound), 2_500..4_000),
-        ("the future of an inbound connection", std::mem::size_of_val(&inbound), 2_500..4_000),
+        ("the future of an outbound connection", std::mem::size_of_val(&outbound), 1_200..1_600),
+        ("the future of an inbound connection", std::mem::size_of_val(&inbound), 1_200..1_600),
         ("the future that watches an idle tunnel", idle, 400..700),
     ];
     for (what, size, bounds) in sizes {

@@ -296,7 +296,7 @@ impl Pod {
     /// # Panics
     /// When it does not run, or its memory can't be read.
     pub fn found_in_memory<const N: usize>(&self, needles: [&[u8]; N]) -> [usize; N] {
-        let id = self.proxy().id().expect("a running proxy");
+        let id = self.proxy_id();
         let maps = std::fs::read_to_string(format!("/proc/{id}/maps")).expect("the maps of a process");
         let memory = std::fs::File::open(format!("/proc/{id}/mem")).expect("the memory of a process");
         let mut found = [0; N];
@@ -320,12 +320,20 @@ impl Pod {
         found
     }
 
+    /// The process of the proxy.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn proxy_id(&self) -> u32 {
+        self.proxy().id().expect("a running proxy")
+    }
+
     /// Memory that the proxy holds now (`VmRSS`), in KiB.
     ///
     /// # Panics
     /// When it does not run.
     pub fn memory(&self) -> u64 {
-        let id = self.proxy().id().expect("a running proxy");
+        let id = self.proxy_id();
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("the status of a process");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
         line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")

@@ -13,6 +13,7 @@ use byrnie_scenarios::run;
 mod abuse;
 mod bytes;
 mod capture;
+mod counts;
 mod faults;
 mod frames;
 mod identity;
@@ -113,6 +114,9 @@ const SENTENCES: &[Scenario] = sentences![
         a_proxy_without_file_descriptors_answers_its_own_ports_and_recovers,
         idle_connections_give_back_what_they_took,
         readers_that_stop_hold_a_bounded_amount_and_delay_nobody,
+    ],
+    counts: [
+        fixed_work_costs_the_system_calls_that_are_written_down,
     ],
     faults: [
         a_certificate_that_can_not_be_renewed_is_used_until_its_end_which_is_announced,

@@ -1,0 +1,107 @@
+//! System calls of fixed work. Time differs from machine to machine and from minute to minute, these do not: what a change
+//! costs is seen here before a benchmark could tell it from noise.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use byrnie_netlab::harness::Verdict;
+use byrnie_scenarios::{Mesh, Pod, World, apps, exchange, finish, missing};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Requests, and connections, that are counted.
+const UNITS: u32 = 200;
+
+/// What one of them costs each proxy. A change that moves a figure by more than [`NOISE`], up or down, puts the new one
+/// here, and says in docs/performance.md what it gave.
+const EXPECTED: [(&str, f64); 4] = [
+    ("a request, at the client's proxy", 6.0),
+    ("a request, at the server's proxy", 6.0),
+    ("a connection, at the client's proxy", 25.0),
+    ("a connection, at the server's proxy", 25.2),
+];
+
+/// Wake-ups differ by a few: bytes and an end that come together are read together.
+const NOISE: f64 = 0.06;
+
+pub(crate) async fn fixed_work_costs_the_system_calls_that_are_written_down(world: World) -> Verdict {
+    let mesh = Mesh::start(&world).await;
+    let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;
+    let _echo = orders.serve(8080, apps::echo);
+    let mut stream = web.connect(orders.at(8080)).await.unwrap();
+    exchange(&mut stream, b"what is made once is made").await.unwrap();
+    web.call(orders.at(8080)).await.unwrap();
+
+    let Some(begun) = Counting::begin([&web, &orders]) else {
+        return Verdict::NotRun(missing("strace is missing, or may not trace (apt-get install strace)"));
+    };
+    for _ in 0..UNITS {
+        exchange(&mut stream, b"a request of some size").await.unwrap();
+    }
+    let requests = begun.end();
+    let begun = Counting::begin([&web, &orders]).unwrap();
+    for _ in 0..UNITS {
+        let mut stream = web.connect(orders.at(8080)).await.unwrap();
+        exchange(&mut stream, b"a request of some size").await.unwrap();
+        finish(&mut stream).await.unwrap();
+    }
+    let connections = begun.end();
+
+    let found = requests.into_iter().chain(connections);
+    let mut wrong = Vec::new();
+    for ((what, expected), calls) in EXPECTED.into_iter().zip(found) {
+        let each = f64::from(calls.values().sum::<u32>()) / f64::from(UNITS);
+        println!("figure: {what}: {each:.2} system calls: {calls:?} in {UNITS}");
+        if (each - expected).abs() > expected * NOISE {
+            wrong.push(format!("{what}: {each:.2} system calls, expected {expected}: {calls:?} in {UNITS}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    Verdict::Passed
+}
+
+/// The system calls of some proxies are being counted.
+struct Counting(Vec<Child>);
+
+impl Counting {
+    /// `None` where that is not possible.
+    fn begin(pods: [&Pod; 2]) -> Option<Self> {
+        let traced = pods.map(|pod| {
+            let mut tracer = Command::new("strace")
+                .args(["-f", "-c", "-U", "calls,name", "-p", &pod.proxy_id().to_string()])
+                .stderr(Stdio::piped())
+                .spawn()
+                .ok()?;
+            let mut said = String::new();
+            BufReader::new(tracer.stderr.as_mut()?).read_line(&mut said).ok()?;
+            said.contains("attached").then_some(tracer)
+        });
+        traced.into_iter().collect::<Option<Vec<_>>>().map(Self)
+    }
+
+    /// What was called how often, by each.
+    fn end(self) -> Vec<BTreeMap<String, u32>> {
+        for tracer in &self.0 {
+            kill(Pid::from_raw(i32::try_from(tracer.id()).unwrap()), Signal::SIGINT).unwrap();
+        }
+        let outputs = self.0.into_iter().map(|tracer| tracer.wait_with_output().unwrap().stderr);
+        outputs.map(|text| calls(&String::from_utf8_lossy(&text))).collect()
+    }
+}
+
+/// What is not the work's: what threads wait for among themselves, what the allocator gives back, and the access log, whose
+/// lines are written together.
+const OTHERS: [&str; 9] =
+    ["total", "futex", "madvise", "munmap", "mmap", "restart_syscall", "clock_nanosleep", "write", "writev"];
+
+/// The lines "     400 epoll_wait".
+fn calls(table: &str) -> BTreeMap<String, u32> {
+    let lines = table.lines().filter_map(|line| {
+        let (count, name) = line.trim().split_once(char::is_whitespace)?;
+        Some((name.trim().to_owned(), count.parse().ok()?))
+    });
+    let calls: BTreeMap<_, _> = lines.filter(|(name, _)| !OTHERS.contains(&name.as_str())).collect();
+    assert!(calls.contains_key("epoll_wait"), "not what strace says: {table}");
+    calls
+}
