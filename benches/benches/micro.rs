@@ -1,7 +1,7 @@
 //! What single steps cost, on one core, where a decision rests on it: handshakes with and without the post-quantum key
 //! exchange, the verification of a chain, policy by number of rules, the frames of a tunnel.
 //! `cargo bench -p benches`; docs/performance.md says what came out.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -186,15 +186,15 @@ fn table(all: &[Figures]) -> String {
     add("KiB per connected proxy", "≤ 48", &|one| format!("{:.1}", one.kib_per_proxy));
     add("RSS, MiB", "", &|one| format!("{:.0}", one.rss_mib));
     add("CPU, cores, while nothing changes", "", &|one| format!("{:.3}", one.idle_cpu));
-    let kinds: [(&str, fn(&Figures) -> &Spread); 2] =
-        [("an endpoint's change", |one| &one.endpoint_change), ("a policy's change", |one| &one.policy_change)];
-    for (kind, of) in kinds {
+    let mut add_change = |kind: &str, of: fn(&Figures) -> &Spread| {
         add(&format!("{kind}, p50 / p99 of all proxies, ms"), "", &|one| {
             format!("{:.0} / {:.0}", of(one).p50_ms, of(one).p99_ms)
         });
         add(&format!("{kind}, to the last proxy, p99, ms"), "≤ 1,000", &|one| format!("{:.0}", of(one).last_p99_ms));
         add(&format!("{kind}, CPU s of the control plane"), "", &|one| format!("{:.3}", of(one).cpu));
-    }
+    };
+    add_change("an endpoint's change", |one| &one.endpoint_change);
+    add_change("a policy's change", |one| &one.policy_change);
     text
 }
 
