@@ -105,7 +105,7 @@ impl Mesh {
 
     /// Gives the namespace's policy so many rules.
     pub(super) fn rules(&self, count: u32) -> Result<()> {
-        let rules: Vec<String> = (0..count).map(|rule| format!("{{ports: [{}]}}", 8000 + rule)).collect();
+        let rules: Vec<String> = (0..count).map(|rule| format!("{{to: [{{ports: [{}]}}]}}", 8000 + rule)).collect();
         let text = format!(
             "apiVersion: byrnie.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: all, namespace: load}}\n\
              spec: {{action: Deny, rules: [{}]}}\n",
