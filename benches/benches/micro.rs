@@ -14,9 +14,12 @@ use byrnie_policy::{Action, AuthorizationRule, Enforcement, Peer, PeerMatch, Pol
 use byrnie_proto::tunnel::{Received, Role, Session, v1};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs as provider;
+use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs as provider};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, ServerConnection, SignatureScheme};
+use rustls::{
+    ClientConfig, ClientConnection, ConnectionCommon, DigitallySignedStruct, ServerConfig, ServerConnection, SideData,
+    SignatureScheme,
+};
 
 /// An authority and two workloads of it.
 struct Mesh {
@@ -91,8 +94,7 @@ impl ServerCertVerifier for Classical {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = provider::default_provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, &algorithms)
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &algorithms())
     }
 
     fn verify_tls13_signature(
@@ -101,13 +103,16 @@ impl ServerCertVerifier for Classical {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = provider::default_provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, &algorithms)
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &algorithms())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider::default_provider().signature_verification_algorithms.supported_schemes()
+        algorithms().supported_schemes()
     }
+}
+
+fn algorithms() -> WebPkiSupportedAlgorithms {
+    provider::default_provider().signature_verification_algorithms
 }
 
 /// One mutual handshake in memory; the time of the client and that of the server.
@@ -125,24 +130,24 @@ fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> [Duratio
         client.write_tls(&mut wire).unwrap();
         spent[0] += begun.elapsed();
         let begun = Instant::now();
-        let mut arrived = wire.as_slice();
-        while !arrived.is_empty() {
-            server.read_tls(&mut arrived).unwrap();
-            server.process_new_packets().unwrap();
-        }
-        wire.clear();
+        hear(&mut server, &mut wire);
         server.write_tls(&mut wire).unwrap();
         spent[1] += begun.elapsed();
         let begun = Instant::now();
-        let mut arrived = wire.as_slice();
-        while !arrived.is_empty() {
-            client.read_tls(&mut arrived).unwrap();
-            client.process_new_packets().unwrap();
-        }
-        wire.clear();
+        hear(&mut client, &mut wire);
         spent[0] += begun.elapsed();
     }
     spent
+}
+
+/// Gives a connection all that is on the wire.
+fn hear<Side: SideData>(connection: &mut ConnectionCommon<Side>, wire: &mut Vec<u8>) {
+    let mut arrived = wire.as_slice();
+    while !arrived.is_empty() {
+        connection.read_tls(&mut arrived).unwrap();
+        connection.process_new_packets().unwrap();
+    }
+    wire.clear();
 }
 
 fn handshakes(criterion: &mut Criterion) {

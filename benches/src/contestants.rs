@@ -104,14 +104,19 @@ impl Proxies {
     /// # Errors
     /// When a proxy does not become ready, with the end of its log.
     pub(crate) fn start(contestant: Contestant, mesh: Option<&Mesh>, ends: &[End]) -> Result<Self> {
-        let authority = envoy::Authority::new()?;
-        let start = |end| match contestant {
+        let started: Result<_> = match contestant {
             Contestant::Direct => Err(Failure::new("it has no proxies")),
-            Contestant::Relay => haproxy::start(end),
-            Contestant::EnvoyL4 | Contestant::EnvoyHttp => envoy::start(contestant, &authority, end),
-            Contestant::Byrnie => mesh.ok_or_else(|| Failure::new("there is no control plane"))?.proxy(end),
+            Contestant::Relay => ends.iter().map(haproxy::start).collect(),
+            Contestant::EnvoyL4 | Contestant::EnvoyHttp => {
+                let authority = envoy::Authority::new()?;
+                ends.iter().map(|end| envoy::start(contestant, &authority, end)).collect()
+            }
+            Contestant::Byrnie => {
+                let mesh = mesh.ok_or_else(|| Failure::new("there is no control plane"))?;
+                ends.iter().map(|end| mesh.proxy(end)).collect()
+            }
         };
-        let mut proxies = Self(ends.iter().map(start).collect::<Result<_>>()?);
+        let mut proxies = Self(started?);
         for proxy in &mut proxies.0 {
             proxy.until("listening", |id| listens(id, OUTBOUND) && listens(id, INBOUND))?;
         }

@@ -12,6 +12,7 @@ use clap::Parser;
 use serde::Serialize;
 
 use crate::failure::{Failure, Result, doing};
+use crate::loads;
 use crate::process::{cpu_seconds, memory};
 use crate::tools::{self, Tool};
 use client::{Mesh, Seen, Simulated};
@@ -127,8 +128,8 @@ async fn one(count: u32, changes: u32, directory: &Path) -> Result<Figures> {
         proxies: count,
         certificates_per_second: certified / wall,
         certificates_per_second_of_two_cores: 2.0 * certified / used,
-        certify_p50_ms: percentile(&mut took, 0.5),
-        certify_p99_ms: percentile(&mut took, 0.99),
+        certify_p50_ms: percentile(&mut took, 50),
+        certify_p99_ms: percentile(&mut took, 99),
         kib_per_proxy: (rss - alone) / certified,
         rss_mib: rss / 1024.0,
         idle_cpu,
@@ -155,29 +156,26 @@ async fn spread(
     }
     let cpu = (cpu_seconds(id)? - before) / f64::from(changes);
     Ok(Spread {
-        p50_ms: percentile(&mut each, 0.5),
-        p99_ms: percentile(&mut each, 0.99),
-        last_p99_ms: percentile(&mut last, 0.99),
+        p50_ms: percentile(&mut each, 50),
+        p99_ms: percentile(&mut each, 99),
+        last_p99_ms: percentile(&mut last, 99),
         cpu,
     })
 }
 
 /// Of all of `samples`, in milliseconds.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "few samples")]
-fn percentile(samples: &mut [Duration], part: f64) -> f64 {
+fn percentile(samples: &mut [Duration], percent: usize) -> f64 {
     samples.sort_unstable();
-    let rank = ((samples.len() as f64 * part).ceil() as usize).saturating_sub(1);
-    samples.get(rank).map_or(f64::NAN, |sample| sample.as_secs_f64() * 1000.0)
+    loads::percentile(samples, percent).unwrap_or(f64::NAN)
 }
 
 fn table(all: &[Figures]) -> String {
-    let row = |title: &str, wanted: &str, value: &dyn Fn(&Figures) -> String| {
-        let values: Vec<String> = all.iter().map(value).collect();
-        format!("| {title} | {wanted} | {} |\n", values.join(" | "))
-    };
     let proxies: Vec<String> = all.iter().map(|one| format!("{} proxies", one.proxies)).collect();
     let mut text = format!("| | wanted | {} |\n|---|---|{}\n", proxies.join(" | "), "---:|".repeat(all.len()));
-    let mut add = |title: &str, wanted: &str, value: &dyn Fn(&Figures) -> String| text += &row(title, wanted, value);
+    let mut add = |title: &str, wanted: &str, value: &dyn Fn(&Figures) -> String| {
+        let values: Vec<String> = all.iter().map(value).collect();
+        text += &format!("| {title} | {wanted} | {} |\n", values.join(" | "));
+    };
     add("certificates/s, clients on the same cores", "", &|one| format!("{:.0}", one.certificates_per_second));
     add("certificates/s of two cores, clients' CPU apart", "≥ 1,000", &|one| {
         format!("{:.0}", one.certificates_per_second_of_two_cores)
@@ -205,8 +203,8 @@ mod tests {
     #[test]
     fn a_percentile_is_a_sample() {
         let mut samples: Vec<Duration> = (1..=100).rev().map(Duration::from_millis).collect();
-        assert!((percentile(&mut samples, 0.5) - 50.0).abs() < 1e-9);
-        assert!((percentile(&mut samples, 0.99) - 99.0).abs() < 1e-9);
-        assert!(percentile(&mut [], 0.5).is_nan());
+        assert!((percentile(&mut samples, 50) - 50.0).abs() < 1e-9);
+        assert!((percentile(&mut samples, 99) - 99.0).abs() < 1e-9);
+        assert!(percentile(&mut [], 50).is_nan());
     }
 }

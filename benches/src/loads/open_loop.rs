@@ -13,6 +13,7 @@ use nix::sys::prctl;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 
+use super::percentile;
 use super::runtime;
 use crate::failure::{Failure, Result, doing};
 use crate::http;
@@ -154,11 +155,7 @@ async fn listen(
 fn summary(mut latencies: Vec<Duration>) -> Result<Latencies> {
     latencies.sort_unstable();
     let count = latencies.len();
-    let percentile = |percent: usize| {
-        let at = (count * percent).div_ceil(100).saturating_sub(1);
-        latencies.get(at).map(|latency| latency.as_secs_f64() * 1000.0)
-    };
-    match (percentile(50), percentile(99)) {
+    match (percentile(&latencies, 50), percentile(&latencies, 99)) {
         (Some(p50), Some(p99)) => {
             Ok(Latencies { count: f64::from(u32::try_from(count).unwrap_or(u32::MAX)), p50, p99 })
         }
