@@ -73,7 +73,8 @@ impl Plane {
         let Hello { version, service_account_token } = hello;
         let token = Zeroizing::new(service_account_token);
         let bound = match self.reviewer {
-            Some(_) => self.bind_by_token(caller, &token).await,
+            // Boxed, as what asks the API server below: a stream is quiet for days after it.
+            Some(_) => Box::pin(self.bind_by_token(caller, &token)).await,
             None => self.bind(Some(identity)),
         };
         let bound = match bound {
@@ -165,7 +166,7 @@ impl Plane {
             let now = self.clock.monotonic();
             if let Some(reviewer) = self.reviewer.as_ref().filter(|_| now >= shown.ask_at) {
                 shown.ask_at = now + limits::LIVE_CHECK;
-                match reviewer.pod(&model, claims).await {
+                match Box::pin(reviewer.pod(&model, claims)).await {
                     // What can't be asked now is asked later.
                     Ok(_) | Err(TokenRefused::Unavailable(_)) => {}
                     Err(refused) => return Err(refused.into()),

@@ -12,6 +12,10 @@ pub const CONNECT: Duration = Duration::from_secs(3);
 /// From `OPEN` to its answer, at the client: the server's own [`CONNECT`] to its application, and a second for the way.
 pub const OPEN_TO_ACCEPT: Duration = Duration::from_secs(4);
 
+/// How long an `ACCEPT` may wait for the application's first word, to go out with it: the shortest that the timer knows. The
+/// client's bytes have reached the application by then, and it sends more of them without waiting.
+pub const ACCEPT_WAITS: Duration = Duration::from_millis(1);
+
 /// In permissive mode, on a port not declared server-first, how long a silent client keeps the application's bytes back:
 /// until then it is not known whether the client will speak TLS.
 pub const PERMISSIVE_SILENCE: Duration = Duration::from_millis(500);

@@ -10,6 +10,7 @@ pub(crate) mod relay;
 pub(crate) mod server;
 pub(crate) mod tls;
 
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -201,12 +202,12 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Reads until the peer has said something. `DATA` goes to `data`, piece by piece, which returns whether it can take
-    /// more; all of a piece is taken in any case.
+    /// Reads until the peer has said something. `DATA` goes to `data`, as many pieces at a time as are there, which returns
+    /// whether it can take more; all of the pieces are taken in any case.
     fn poll_heard(
         &mut self,
         cx: &mut Context<'_>,
-        mut data: impl FnMut(&[u8]) -> bool,
+        mut data: impl FnMut(&[IoSlice<'_>]) -> bool,
     ) -> Poll<Result<Heard, TunnelError>> {
         loop {
             loop {
@@ -214,10 +215,23 @@ impl Tunnel {
                 if bytes.is_empty() {
                     break;
                 }
-                let (taken, received) = self.session.receive(bytes)?;
+                let (mut taken, received) = self.session.receive(bytes)?;
                 let heard = match received {
                     None => None,
-                    Some(Received::Data(piece)) => (!data(piece)).then_some(Heard::Data),
+                    Some(Received::Data(piece)) => {
+                        let mut pieces = Pieces::of(piece);
+                        while !pieces.is_full()
+                            && let rest = bytes.get(taken..).unwrap_or_default()
+                            && self.session.begins_with_data(rest)
+                        {
+                            let (more, received) = self.session.receive(rest)?;
+                            taken += more;
+                            if let Some(Received::Data(piece)) = received {
+                                pieces.push(piece);
+                            }
+                        }
+                        (!data(pieces.filled())).then_some(Heard::Data)
+                    }
                     Some(Received::Open(open)) => Some(Heard::Open(open)),
                     Some(Received::Accept(accept)) => Some(Heard::Accept(accept)),
                     Some(Received::Refuse(refuse)) => Some(Heard::Refuse(refuse)),
@@ -258,6 +272,39 @@ impl Tunnel {
         if self.send(|session, out| session.reset(code, out)).is_ok() {
             self.close().await;
         }
+    }
+}
+
+/// Pieces of the application's bytes that lie in different frames, to be written together: a peer whose application says
+/// little at a time and often has many of them in one read.
+struct Pieces<'a> {
+    slices: [IoSlice<'a>; PIECES],
+    count: usize,
+}
+
+/// More than a read of the usual size holds.
+const PIECES: usize = 32;
+
+impl<'a> Pieces<'a> {
+    fn of(first: &'a [u8]) -> Pieces<'a> {
+        let mut slices = [IoSlice::new(&[]); PIECES];
+        slices[0] = IoSlice::new(first);
+        Pieces { slices, count: 1 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.count == PIECES
+    }
+
+    fn push(&mut self, piece: &'a [u8]) {
+        if let Some(slot) = self.slices.get_mut(self.count) {
+            *slot = IoSlice::new(piece);
+            self.count += 1;
+        }
+    }
+
+    fn filled(&self) -> &[IoSlice<'a>] {
+        self.slices.get(..self.count).unwrap_or_default()
     }
 }
 

@@ -239,6 +239,12 @@ impl Session {
         checked
     }
 
+    /// Whether `rest`, what lies behind a piece of `DATA` that was just received, begins with another `DATA` frame: its bytes
+    /// can go to the application together with those before, and nothing else that was said lies between.
+    pub fn begins_with_data(&self, rest: &[u8]) -> bool {
+        self.decoder.at_boundary() && rest.first() == Some(&(FrameType::Data as u8))
+    }
+
     fn check<'a>(&mut self, stream: u32, event: Event<'a>) -> Result<Received<'a>, ProtocolError> {
         let server = self.role == Role::Server;
         let current = stream == self.stream;

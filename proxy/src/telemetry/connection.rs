@@ -18,6 +18,9 @@ use super::metrics::{DirectionLabels, RefusalLabels};
 use super::records::EgressKey;
 use super::{Direction, EdgeKind, Inner};
 
+/// What a line of the access log usually fits into, in bytes.
+const LINE: usize = 1024;
+
 /// What is known of one connection so far. Dropping it unfinished records the end `aborted`.
 pub struct Connection {
     telemetry: Arc<Inner>,
@@ -233,8 +236,8 @@ impl Connection {
         }
         self.telemetry.changed.notify_one();
         if self.telemetry.access_log.is_on() {
-            let line = self.line(sent, received, end, refused);
-            if let Ok(mut line) = serde_json::to_vec(&line) {
+            let mut line = Vec::with_capacity(LINE);
+            if serde_json::to_writer(&mut line, &self.line(sent, received, end, refused)).is_ok() {
                 line.push(b'\n');
                 self.telemetry.access_log.write(line);
             }

@@ -1,10 +1,12 @@
 //! A byte queue that owns no memory while it is empty and released.
 
-use std::io;
+use std::io::{self, IoSlice};
 
 use bytes::BufMut;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+
+use crate::limits::BUFFER_MIN;
 
 /// Reads once, at most `room` bytes, to the end of `into`. A read that gives less than it was asked for has emptied the
 /// socket, and epoll tells of whatever comes next (epoll(7)): the runtime is told so at once, which saves the read that
@@ -21,6 +23,31 @@ pub(crate) fn read_some(socket: &TcpStream, into: &mut Vec<u8>, room: usize) -> 
     match read {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock && count > 0 => Ok(count),
         other => other,
+    }
+}
+
+/// How much the next read asks for. A read that was filled makes it grow; one that was nearly empty makes it shrink, and
+/// not the silence between two bursts: a connection that carried the one carries the other.
+pub(crate) struct ReadSize(usize);
+
+impl ReadSize {
+    pub(crate) fn bytes(&self) -> usize {
+        self.0
+    }
+
+    /// Learns from a read of `count` bytes. `most`: what it grows to.
+    pub(crate) fn adapt(&mut self, count: usize, most: usize) {
+        if count >= self.0 {
+            self.0 = (self.0 * 4).min(most);
+        } else if count < self.0 / 64 {
+            self.0 = (self.0 / 4).max(BUFFER_MIN);
+        }
+    }
+}
+
+impl Default for ReadSize {
+    fn default() -> ReadSize {
+        ReadSize(BUFFER_MIN)
     }
 }
 
@@ -60,6 +87,14 @@ impl Buffer {
     pub(crate) fn extend(&mut self, bytes: &[u8]) {
         self.compact();
         self.data.extend_from_slice(bytes);
+    }
+
+    /// Appends what lies behind the first `count` bytes of `pieces`.
+    pub(crate) fn extend_behind(&mut self, mut count: usize, pieces: &[IoSlice<'_>]) {
+        for piece in pieces {
+            self.extend(piece.get(count..).unwrap_or_default());
+            count = count.saturating_sub(piece.len());
+        }
     }
 
     /// Makes room for `room` more bytes, and no more than that.
@@ -168,6 +203,19 @@ mod tests {
     }
 
     #[test]
+    fn a_read_size_follows_the_bursts_and_not_the_silence() {
+        let mut size = ReadSize::default();
+        let learnt: Vec<usize> = [4096, 300, 16 * 1024, 64 * 1024, 900, 200, 60]
+            .into_iter()
+            .map(|count| {
+                size.adapt(count, 64 * 1024);
+                size.bytes() / 1024
+            })
+            .collect();
+        assert_eq!(learnt, [16, 16, 64, 64, 16, 4, 4]);
+    }
+
+    #[test]
     fn what_goes_in_comes_out_in_order() {
         let mut buffer = Buffer::default();
         buffer.extend(b"abc");
@@ -182,6 +230,16 @@ mod tests {
         assert_eq!(buffer.filled(), b"bcdef");
         buffer.consume(99);
         assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn of_pieces_that_were_written_in_part_the_rest_is_kept() {
+        let pieces = [&b"abc"[..], b"", b"de", b"f"].map(IoSlice::new);
+        for written in 0..=6 {
+            let mut buffer = Buffer::default();
+            buffer.extend_behind(written, &pieces);
+            assert_eq!(buffer.filled(), &b"abcdef"[written..]);
+        }
     }
 
     #[test]

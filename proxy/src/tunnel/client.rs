@@ -14,7 +14,7 @@ use crate::certificates::Generation;
 use crate::limits::{OPEN_TO_ACCEPT, TLS_HANDSHAKE};
 use crate::shared::Shared;
 use crate::sockets::{self, ConnectError};
-use crate::tunnel::relay::{FromApplication, write_header};
+use crate::tunnel::relay::{FromApplication, Said};
 use crate::tunnel::tls::{Tls, TlsError};
 use crate::tunnel::{Heard, Tunnel, TunnelError};
 
@@ -77,6 +77,13 @@ async fn secure(
 pub(crate) struct Early {
     pub(crate) bytes: Vec<u8>,
     pub(crate) ended: bool,
+}
+
+impl Early {
+    fn hear(&mut self, said: &Said<'_>) {
+        self.bytes.extend_from_slice(said.frame.get(HEADER_LEN..).unwrap_or_default());
+        self.ended |= said.ended;
+    }
 }
 
 /// Why a stream was not opened.
@@ -193,10 +200,8 @@ impl Opening<'_> {
         if self.early.bytes.is_empty() && !self.early.ended {
             let mut now = Context::from_waker(std::task::Waker::noop());
             if let Poll::Ready(read) = self.reader.poll_read(self.application, MAX_PAYLOAD, &mut now) {
-                match read.map_err(OpenError::Application)? {
-                    None => self.early.ended = true,
-                    Some(frame) => self.early.bytes.extend_from_slice(frame.get(HEADER_LEN..).unwrap_or_default()),
-                }
+                let said = read.map_err(OpenError::Application)?;
+                self.early.hear(&said);
             }
         }
         let mut frames = Vec::new();
@@ -254,26 +259,17 @@ impl Opening<'_> {
         if self.early.ended || room == 0 {
             return Ok(Poll::Pending);
         }
-        let read = match self.reader.poll_read(self.application, room, cx) {
+        let mut said = match self.reader.poll_read(self.application, room, cx) {
             Poll::Pending => return Ok(Poll::Pending),
-            Poll::Ready(read) => read.map_err(OpenError::Application)?,
+            Poll::Ready(said) => said.map_err(OpenError::Application)?,
         };
         self.sent = true;
-        let sent = match read {
-            None => {
-                self.early.ended = true;
-                self.tunnel.send(|session, out| session.fin(out))
-            }
-            Some(frame) => {
-                let payload = frame.get(HEADER_LEN..).unwrap_or_default();
-                self.early.bytes.extend_from_slice(payload);
-                let header = self.tunnel.session.data(payload.len());
-                write_header(frame, header);
-                self.tunnel.tls.encrypt(frame).map_err(TunnelError::from)
-            }
-        };
-        sent.map_err(|error| self.broken(error))?;
-        Ok(Poll::Ready(()))
+        self.early.hear(&said);
+        said.write(&mut self.tunnel.session);
+        match self.tunnel.tls.encrypt(said.frame) {
+            Ok(()) => Ok(Poll::Ready(())),
+            Err(error) => Err(self.broken(error)),
+        }
     }
 
     /// `None`: that was not the answer yet.

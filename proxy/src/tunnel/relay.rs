@@ -4,14 +4,14 @@
 use std::io;
 use std::task::{Context, Poll};
 
-use byrnie_proto::tunnel::{HEADER_LEN, v1::ResetCode};
+use byrnie_proto::tunnel::{HEADER_LEN, Session, v1::ResetCode};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use crate::limits::{BUFFER_APPLICATION, BUFFER_MIN};
+use crate::limits::{ACCEPT_WAITS, BUFFER_APPLICATION, BUFFER_MIN};
 use crate::shared::Shared;
 use crate::streams::{Cut, Registered};
-use crate::tunnel::buffer::{Buffer, read_some};
+use crate::tunnel::buffer::{Buffer, ReadSize, read_some};
 use crate::tunnel::{Heard, Tunnel, TunnelError};
 
 /// How a stream ended.
@@ -74,45 +74,84 @@ impl End {
 pub(crate) struct FromApplication {
     /// Room for a header, then what was read.
     frame: Vec<u8>,
-    size: usize,
+    /// Of a frame with its header: what is read at once fills whole TLS records.
+    size: ReadSize,
+    /// What comes behind the bytes that were handed out last; a socket tells of it once.
+    broken: Option<io::Error>,
+}
+
+/// What an application said.
+pub(crate) struct Said<'a> {
+    /// Room for a header, then what was read, if anything.
+    pub(crate) frame: &'a mut Vec<u8>,
+    /// There will be no more.
+    pub(crate) ended: bool,
+}
+
+impl Said<'_> {
+    /// Puts `DATA` and `FIN` into the frame, as far as they were said: together they are one record, and one write.
+    /// Returns the bytes of the payload.
+    pub(crate) fn write(&mut self, session: &mut Session) -> usize {
+        let length = self.frame.len().saturating_sub(HEADER_LEN);
+        match self.frame.first_chunk_mut() {
+            Some(header) if length > 0 => *header = session.data(length),
+            _ => self.frame.clear(),
+        }
+        if self.ended {
+            session.fin(self.frame);
+        }
+        length
+    }
 }
 
 impl FromApplication {
     pub(crate) fn new() -> FromApplication {
-        FromApplication { frame: Vec::new(), size: BUFFER_MIN - HEADER_LEN }
+        FromApplication { frame: Vec::new(), size: ReadSize::default(), broken: None }
     }
 
-    /// Reads once. `Ready(Some(payload))`: bytes came; `Ready(None)`: there will be no more.
+    /// Reads what is there, at most `most` bytes and one frame.
     pub(crate) fn poll_read(
         &mut self,
         application: &TcpStream,
         most: usize,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<Option<&mut Vec<u8>>>> {
-        loop {
+    ) -> Poll<io::Result<Said<'_>>> {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Err(error));
+        }
+        let size = (self.size.bytes() - HEADER_LEN).min(most);
+        let mut read = 0;
+        let ended = loop {
             match application.poll_read_ready(cx) {
                 Poll::Ready(ready) => ready?,
+                Poll::Pending if read > 0 => break false,
                 Poll::Pending => {
-                    *self = FromApplication::new();
+                    self.frame = Vec::new();
                     return Poll::Pending;
                 }
             }
-            let size = self.size.min(most);
-            self.frame.clear();
-            self.frame.reserve_exact(HEADER_LEN + size);
-            self.frame.extend_from_slice(&[0; HEADER_LEN]);
-            match read_some(application, &mut self.frame, size) {
-                Ok(0) => return Poll::Ready(Ok(None)),
-                Ok(count) => {
-                    if count == self.size {
-                        self.size = ((self.size + HEADER_LEN) * 4 - HEADER_LEN).min(BUFFER_APPLICATION);
-                    }
-                    return Poll::Ready(Ok(Some(&mut self.frame)));
-                }
+            if read == 0 {
+                self.frame.clear();
+                self.frame.reserve_exact(HEADER_LEN + size);
+                self.frame.extend_from_slice(&[0; HEADER_LEN]);
+            }
+            match read_some(application, &mut self.frame, size - read) {
+                Ok(0) => break true,
+                // Whoever has said less than there was room for may have ended behind it, and the socket knows that.
+                Ok(count) => read += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if read > 0 => {
+                    self.broken = Some(error);
+                    break false;
+                }
                 Err(error) => return Poll::Ready(Err(error)),
             }
-        }
+            if read == size {
+                break false;
+            }
+        };
+        self.size.adapt(read + HEADER_LEN, BUFFER_APPLICATION);
+        Poll::Ready(Ok(Said { frame: &mut self.frame, ended }))
     }
 }
 
@@ -126,6 +165,8 @@ pub(crate) struct Relay<'a> {
     /// What came for the application and did not fit its socket.
     to_application: Buffer,
     application_told_end: bool,
+    /// The `ACCEPT` that lies in front of the application's first word waits for it.
+    accept_waits: bool,
     /// Bytes that the application sent into the tunnel.
     pub(crate) sent: u64,
     /// Bytes that the tunnel brought to the application.
@@ -147,9 +188,16 @@ impl<'a> Relay<'a> {
             from_application: FromApplication::new(),
             to_application: Buffer::default(),
             application_told_end: false,
+            accept_waits: false,
             sent: 0,
             received: 0,
         }
+    }
+
+    /// The tunnel holds an `ACCEPT` that has not been sent: it may go out with the application's first word.
+    pub(crate) fn behind_accept(mut self) -> Relay<'a> {
+        self.accept_waits = true;
+        self
     }
 
     /// Moves bytes until the stream has ended.
@@ -161,11 +209,22 @@ impl<'a> Relay<'a> {
             self.stream.set_half_closed();
         }
         let end = match self.prove() {
-            Ok(()) => std::future::poll_fn(|cx| self.poll(cx)).await,
+            Ok(()) => self.moved().await,
             Err(error) => End::Tunnel(error),
         };
         self.tunnel.tls.release();
         end
+    }
+
+    async fn moved(&mut self) -> End {
+        if self.accept_waits {
+            tokio::select! {
+                biased;
+                end = std::future::poll_fn(|cx| self.poll(cx)) => return end,
+                () = tokio::time::sleep(ACCEPT_WAITS) => self.accept_waits = false,
+            }
+        }
+        std::future::poll_fn(|cx| self.poll(cx)).await
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -208,8 +267,8 @@ impl<'a> Relay<'a> {
     /// Moves what can be moved now, until both directions wait for a socket.
     fn pump(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         loop {
-            let up = self.pump_up(cx)?;
             let down = self.pump_down(cx)?;
+            let up = self.pump_up(cx)?;
             if up.is_pending() && down.is_pending() || self.ended() {
                 return Ok(());
             }
@@ -218,28 +277,26 @@ impl<'a> Relay<'a> {
 
     /// Application to tunnel, one frame. `Ready`: something moved.
     fn pump_up(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, End> {
-        match self.tunnel.tls.poll_flush(cx) {
-            Poll::Pending => return Ok(Poll::Pending),
-            Poll::Ready(flushed) => flushed.map_err(|error| End::Tunnel(error.into()))?,
+        // A client with more to say than this may have to wait for the answer.
+        self.accept_waits &= self.received <= BUFFER_MIN as u64;
+        if !self.accept_waits {
+            match self.tunnel.tls.poll_flush(cx) {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(flushed) => flushed.map_err(|error| End::Tunnel(error.into()))?,
+            }
         }
         if self.tunnel.session.fin_sent() {
             return Ok(Poll::Pending);
         }
-        let read = match self.from_application.poll_read(self.application, BUFFER_APPLICATION, cx) {
+        let mut said = match self.from_application.poll_read(self.application, BUFFER_APPLICATION, cx) {
             Poll::Pending => return Ok(Poll::Pending),
-            Poll::Ready(read) => read.map_err(End::Application)?,
+            Poll::Ready(said) => said.map_err(End::Application)?,
         };
-        match read {
-            None => {
-                self.tunnel.send(|session, out| session.fin(out)).map_err(End::Tunnel)?;
-                self.stream.set_half_closed();
-            }
-            Some(frame) => {
-                let length = frame.len() - HEADER_LEN;
-                write_header(frame, self.tunnel.session.data(length));
-                self.tunnel.tls.encrypt(frame).map_err(|error| End::Tunnel(error.into()))?;
-                self.sent += length as u64;
-            }
+        self.sent += said.write(&mut self.tunnel.session) as u64;
+        self.tunnel.tls.encrypt(said.frame).map_err(|error| End::Tunnel(error.into()))?;
+        self.accept_waits = false;
+        if said.ended {
+            self.stream.set_half_closed();
         }
         self.stream.touch();
         Ok(Poll::Ready(()))
@@ -256,11 +313,15 @@ impl<'a> Relay<'a> {
         let Relay { tunnel, application, to_application, received, .. } = self;
         let received_before = *received;
         let mut broken = None;
-        let heard = tunnel.poll_heard(cx, |piece| {
-            *received += piece.len() as u64;
-            match application.try_write(piece) {
-                Ok(count) => to_application.extend(piece.get(count..).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => to_application.extend(piece),
+        let heard = tunnel.poll_heard(cx, |pieces| {
+            *received += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+            let written = match pieces {
+                [piece] => application.try_write(piece),
+                _ => application.try_write_vectored(pieces),
+            };
+            match written {
+                Ok(count) => to_application.extend_behind(count, pieces),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => to_application.extend_behind(0, pieces),
                 Err(error) => broken = Some(error),
             }
             to_application.is_empty() && broken.is_none()
@@ -318,16 +379,51 @@ impl<'a> Relay<'a> {
         self.to_application.release();
         if self.tunnel.session.fin_received() && !self.application_told_end {
             self.application_told_end = true;
-            // An application that has gone already has no use for the news.
-            let _ = SockRef::from(self.application).shutdown(std::net::Shutdown::Write);
+            if !self.ended() {
+                // An application that has gone already has no use for the news.
+                let _ = SockRef::from(self.application).shutdown(std::net::Shutdown::Write);
+            }
         }
         Ok(Poll::Ready(()))
     }
 }
 
-/// Puts the header in front of the payload that [`FromApplication`] left room before.
-pub(crate) fn write_header(frame: &mut [u8], header: [u8; HEADER_LEN]) {
-    if let Some(room) = frame.first_chunk_mut() {
-        *room = header;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::test_support::connected;
+
+    async fn said(from: &mut FromApplication, application: &TcpStream) -> io::Result<(Vec<u8>, bool)> {
+        std::future::poll_fn(|cx| {
+            let said = from.poll_read(application, BUFFER_APPLICATION, cx);
+            said.map_ok(|said| (said.frame.get(HEADER_LEN..).unwrap_or_default().to_vec(), said.ended))
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn last_words_and_the_end_behind_them_are_one_frame() {
+        let (mut near, far) = connected().await;
+        near.write_all(b"last words").await.unwrap();
+        near.shutdown().await.unwrap();
+        // Until both have arrived.
+        far.ready(tokio::io::Interest::READABLE).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        assert_eq!(said(&mut FromApplication::new(), &far).await.unwrap(), (b"last words".to_vec(), true));
+    }
+
+    #[tokio::test]
+    async fn a_reset_behind_the_last_words_loses_neither_of_them() {
+        let (mut near, far) = connected().await;
+        near.write_all(b"last words").await.unwrap();
+        near.set_zero_linger().unwrap();
+        drop(near);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let mut from = FromApplication::new();
+        assert_eq!(said(&mut from, &far).await.unwrap(), (b"last words".to_vec(), false));
+        assert_eq!(said(&mut from, &far).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 }

@@ -160,7 +160,7 @@ async fn serve_stream(
         return Served::Ended(None);
     }
     connection.secured(&tunnel.facts().clone(), std::mem::take(fresh));
-    let mut relay = Relay::new(shared, tunnel, &application, &registered);
+    let mut relay = Relay::new(shared, tunnel, &application, &registered).behind_accept();
     let end = relay.run().await;
     let (sent, received) = (relay.sent, relay.received);
     if matches!(end, End::Clean) {

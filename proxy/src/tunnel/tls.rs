@@ -17,7 +17,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 
 use crate::limits::{ALERT, BUFFER_MIN, BUFFER_TLS, HANDSHAKE_MESSAGE};
-use crate::tunnel::buffer::{Buffer, read_some};
+use crate::tunnel::buffer::{Buffer, ReadSize, read_some};
 use crate::tunnel::tls_reason;
 
 /// The largest TLS record with its header (RFC 8446, 5.2): a buffer that holds part of one must be able to take all.
@@ -71,8 +71,7 @@ pub(crate) struct Tls {
     plaintext: Buffer,
     /// Ciphertext that TCP has not taken yet.
     outgoing: Buffer,
-    /// How much the next read from TCP asks for.
-    read_size: usize,
+    read_size: ReadSize,
     peer_end: PeerEnd,
     close_sent: bool,
     /// rustls has refused something: it is not asked again.
@@ -96,7 +95,7 @@ impl Tls {
             incoming: Buffer::from(read),
             plaintext: Buffer::default(),
             outgoing: Buffer::default(),
-            read_size: BUFFER_MIN,
+            read_size: ReadSize::default(),
             peer_end: PeerEnd::Open,
             close_sent: false,
             failed: false,
@@ -122,7 +121,7 @@ impl Tls {
         self.incoming.release();
         self.plaintext.release();
         self.outgoing.release();
-        self.read_size = BUFFER_MIN;
+        self.read_size = ReadSize::default();
     }
 
     /// Bytes of memory that the buffers hold.
@@ -247,12 +246,13 @@ impl Tls {
                     if partial == 0 {
                         self.incoming.release();
                         self.plaintext.release();
-                        self.read_size = BUFFER_MIN;
                     }
                     return Poll::Pending;
                 }
             }
-            let room = self.read_size.max(if partial > 0 { RECORD_MAX.saturating_sub(partial) } else { 0 });
+            // A frame of this size comes as one record, which is longer.
+            let room = self.read_size.bytes() + RECORD_OVERHEAD;
+            let room = room.max(if partial > 0 { RECORD_MAX.saturating_sub(partial) } else { 0 });
             match self.incoming.read_from(room, |into| read_some(&self.io, into, room)) {
                 Ok(0) => {
                     if self.peer_end == PeerEnd::Open {
@@ -261,9 +261,7 @@ impl Tls {
                     return Poll::Ready(Ok(0));
                 }
                 Ok(count) => {
-                    if count >= room {
-                        self.read_size = (self.read_size * 4).min(BUFFER_TLS);
-                    }
+                    self.read_size.adapt(count, BUFFER_TLS);
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -18,8 +18,8 @@ const UNITS: u32 = 200;
 const EXPECTED: [(&str, f64); 4] = [
     ("a request, at the client's proxy", 6.0),
     ("a request, at the server's proxy", 6.0),
-    ("a connection, at the client's proxy", 25.0),
-    ("a connection, at the server's proxy", 25.2),
+    ("a connection, at the client's proxy", 22.0),
+    ("a connection, at the server's proxy", 24.1),
 ];
 
 /// Wake-ups differ by a few: bytes and an end that come together are read together.
