@@ -20,7 +20,7 @@ mod byrnie;
 mod envoy;
 mod haproxy;
 
-pub(crate) use byrnie::{Mesh, capture};
+pub(crate) use byrnie::{Mesh, capture, requests_followed};
 
 /// Who carries the loads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum, Serialize)]
@@ -61,6 +61,11 @@ impl Contestant {
     /// Whether nothing of the application may be readable on the wire.
     pub(crate) fn is_mtls(self) -> bool {
         matches!(self, Self::EnvoyL4 | Self::EnvoyHttp | Self::Byrnie)
+    }
+
+    /// Whether it can look into HTTP.
+    pub(crate) fn parses(self) -> bool {
+        matches!(self, Self::EnvoyHttp | Self::Byrnie)
     }
 
     /// Why a row is not for it, if it is not.

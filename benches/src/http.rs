@@ -9,8 +9,11 @@ pub(crate) const PORT: u16 = 8080;
 /// Where nginx answers HTTP/2 in cleartext.
 pub(crate) const H2C_PORT: u16 = 8081;
 
+/// Where it answers HTTP/1.1 and a Service says so, which makes Byrnie follow it.
+pub(crate) const DECLARED_PORT: u16 = 8082;
+
 /// The longest answer that is read.
-const LONGEST: usize = 16 * 1024;
+const LONGEST: usize = 256 * 1024;
 
 /// A GET; `connection` is `keep-alive` or `close`.
 pub(crate) fn request(to: SocketAddr, path: &str, connection: &str) -> Vec<u8> {

@@ -3,8 +3,8 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::contestants::Contestant;
-use crate::failure::{Result, doing};
+use crate::contestants::{Contestant, requests_followed};
+use crate::failure::{Failure, Result, doing};
 use crate::http;
 use crate::loads::iperf::Way;
 use crate::loads::{Requests, connections, h2load, idle, iperf, open_loop, wrk};
@@ -49,21 +49,18 @@ pub(crate) fn row(site: &mut Site, row: Row, length: Duration) -> Figures {
 /// The same outcome for every figure of a row that the contestant could have had.
 pub(crate) fn same_for_all(contestant: Contestant, row: Row, outcome: &Outcome) -> Figures {
     let has = |metric: &Metric| {
-        let is_of_all = *metric != Metric::ParsedRequests && metric.added_to().is_none();
+        let is_of_all = !matches!(metric, Metric::ParsedRequests | Metric::ParsedCpu) && metric.added_to().is_none();
         is_of_all && (contestant.has_proxies() || !metric.is_of_proxies())
     };
     let of_all = row.metrics().filter(has).map(|metric| (metric, outcome.clone()));
     of_all.chain(parsed(contestant, row, outcome)).collect()
 }
 
-/// The figure with HTTP parsed: only of those who do, and of Byrnie, who does not yet.
-fn parsed(contestant: Contestant, row: Row, outcome: &Outcome) -> Option<(Metric, Outcome)> {
-    let outcome = match contestant {
-        Contestant::EnvoyHttp => outcome.clone(),
-        Contestant::Byrnie => Outcome::NotRun("Byrnie does not parse HTTP yet".to_owned()),
-        Contestant::Direct | Contestant::Relay | Contestant::EnvoyL4 => return None,
-    };
-    (row == Row::Keepalive).then_some((Metric::ParsedRequests, outcome))
+/// The figures with HTTP parsed: only of those who do.
+fn parsed(contestant: Contestant, row: Row, outcome: &Outcome) -> impl Iterator<Item = (Metric, Outcome)> {
+    let parses = row == Row::Keepalive && contestant.parses();
+    let metrics = [Metric::ParsedRequests, Metric::ParsedCpu].into_iter().filter(move |_| parses);
+    metrics.map(|metric| (metric, outcome.clone()))
 }
 
 fn cold(site: &Site) -> Result<Figures> {
@@ -85,8 +82,26 @@ fn keepalive(site: &Site, length: Duration) -> Result<Figures> {
     let to = site.at(http::PORT)?;
     let (requests, cpu) = warm(site, length, |length| wrk::run(site.client(), to, length))?;
     let mut figures = of_requests(Metric::KeepaliveRequests, Metric::KeepaliveCpu, requests, cpu);
-    figures.extend(parsed(site.contestant(), Row::Keepalive, &Outcome::Value(requests.per_second)));
+    figures.extend(match site.contestant() {
+        Contestant::EnvoyHttp => of_requests(Metric::ParsedRequests, Metric::ParsedCpu, requests, cpu),
+        Contestant::Byrnie => followed(site, length)?,
+        Contestant::Direct | Contestant::Relay | Contestant::EnvoyL4 => Figures::new(),
+    });
     Ok(figures)
+}
+
+/// The same load to the port that is declared to be HTTP, and that both proxies have seen every request of it.
+fn followed(site: &Site, length: Duration) -> Result<Figures> {
+    let to = site.at(http::DECLARED_PORT)?;
+    let (requests, cpu) = warm(site, length, |length| wrk::run(site.client(), to, length))?;
+    for proxy in site.both() {
+        let followed = requests_followed(proxy)?;
+        if followed < requests.count {
+            let reason = format!("a proxy has followed {followed} requests of {} and more", requests.count);
+            return Err(Failure::new(reason));
+        }
+    }
+    Ok(of_requests(Metric::ParsedRequests, Metric::ParsedCpu, requests, cpu))
 }
 
 fn rate(site: &Site, length: Duration) -> Result<Figures> {

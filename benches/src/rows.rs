@@ -57,6 +57,7 @@ impl Row {
 pub(crate) enum Metric {
     KeepaliveRequests,
     ParsedRequests,
+    ParsedCpu,
     KeepaliveCpu,
     RateP50,
     RateP99,
@@ -123,9 +124,10 @@ pub(crate) struct About {
 
 impl Metric {
     /// In the order of the report.
-    pub(crate) const ALL: [Self; 31] = [
+    pub(crate) const ALL: [Self; 32] = [
         Self::KeepaliveRequests,
         Self::ParsedRequests,
+        Self::ParsedCpu,
         Self::KeepaliveCpu,
         Self::RateP50,
         Self::RateP99,
@@ -160,7 +162,7 @@ impl Metric {
     /// The row that measures it.
     pub(crate) fn row(self) -> Row {
         match self {
-            Self::KeepaliveRequests | Self::ParsedRequests | Self::KeepaliveCpu => Row::Keepalive,
+            Self::KeepaliveRequests | Self::ParsedRequests | Self::ParsedCpu | Self::KeepaliveCpu => Row::Keepalive,
             Self::RateP50 | Self::RateP99 | Self::AddedP50 | Self::AddedP99 | Self::RateCpu => Row::Rate,
             Self::Connections | Self::ConnectionsCpu => Row::Connections,
             Self::H2cRequests | Self::H2cCpu => Row::H2c,
@@ -193,8 +195,10 @@ impl Metric {
 
     /// Whether it is of the proxies themselves, so that `direct` has none.
     pub(crate) fn is_of_proxies(self) -> bool {
-        let is_cpu =
-            matches!(self, Self::KeepaliveCpu | Self::RateCpu | Self::ConnectionsCpu | Self::H2cCpu | Self::BulkCpu);
+        let is_cpu = matches!(
+            self,
+            Self::KeepaliveCpu | Self::ParsedCpu | Self::RateCpu | Self::ConnectionsCpu | Self::H2cCpu | Self::BulkCpu
+        );
         is_cpu || self.row() == Row::Idle
     }
 
@@ -210,6 +214,7 @@ impl Metric {
         match self {
             Self::KeepaliveRequests => about("HTTP/1.1, 32 connections: requests/s", Higher, 0, l4(1.2), relay(1.1)),
             Self::ParsedRequests => about("the same with HTTP parsed: requests/s", Higher, 0, http(1.6), http(2.2)),
+            Self::ParsedCpu => about("proxies' CPU s per 10k requests with HTTP parsed", Lower, 3, None, None),
             Self::KeepaliveCpu => about("proxies' CPU s per 10k requests at most", Lower, 3, l4(0.7), relay(0.8)),
             Self::RateP50 => about("1,000 requests/s: p50, ms", Lower, 3, None, None),
             Self::RateP99 => about("1,000 requests/s: p99, ms", Lower, 3, None, None),

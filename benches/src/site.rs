@@ -90,6 +90,11 @@ impl Site {
         std::iter::once(&self.client).chain(&self.other_clients).cloned().collect()
     }
 
+    /// The client and the server.
+    pub(crate) fn both(&self) -> [&Host; 2] {
+        [&self.client, &self.server]
+    }
+
     /// The addresses of the client and the server.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.client.addresses().iter().chain(self.server.addresses()).copied()

@@ -105,5 +105,14 @@ pub const BUFFER_TLS: usize = 256 * 1024;
 /// time.
 pub const PROBES: usize = 32;
 
+/// Bytes of a head of HTTP that is followed, or of all trailers: what servers of the field take at most.
+pub const HTTP_HEAD: usize = 64 * 1024;
+
+/// Bytes of one line of a chunked body that is followed, chunk extensions with it.
+pub const HTTP_LINE: usize = 4 * 1024;
+
+/// Requests of one connection whose answers have not ended; clients that pipeline at all send a few tens.
+pub const HTTP_PIPELINED: usize = 256;
+
 /// Attempts to reach an endpoint for one application connection, each at another endpoint where there is one.
 pub const ATTEMPTS: usize = 3;

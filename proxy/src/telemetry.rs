@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 mod access_log;
 mod connection;
 mod edges;
+mod http;
 pub mod logging;
 mod metrics;
 mod records;
@@ -19,7 +20,10 @@ mod records;
 use access_log::AccessLogWriter;
 pub use connection::Connection;
 pub(crate) use connection::rfc3339;
+pub(crate) use edges::Edge;
 use edges::Edges;
+#[cfg(test)]
+pub(crate) use http::HttpCounts;
 pub use metrics::{DirectionLabels, HandshakeLabels, Metrics, RefusalLabels, ResultLabels};
 use records::Records;
 

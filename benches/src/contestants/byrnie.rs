@@ -18,6 +18,9 @@ use crate::tools::Tool;
 /// Where the control plane listens for proxies.
 const CONTROL_PLANE_PORT: u16 = 15_128;
 
+/// Where a proxy tells its metrics.
+const METRICS_PORT: u16 = 15_010;
+
 /// Where a proxy says whether it is ready.
 const HEALTH_PORT: u16 = 15_021;
 
@@ -121,6 +124,18 @@ pub(super) fn ready(proxy: &mut Running, host: &Host) -> Result<()> {
     })
 }
 
+/// How many requests a proxy has followed, by its metrics.
+pub(crate) fn requests_followed(host: &Host) -> Result<f64> {
+    let metrics = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), METRICS_PORT);
+    let answer = host.connect(metrics, READY).and_then(|mut stream| {
+        stream.set_read_timeout(Some(READY))?;
+        http::ask(&mut stream, &http::request(metrics, "/metrics", "close"))
+    });
+    let text = String::from_utf8_lossy(&answer.map_err(doing("the proxy's metrics"))?).into_owned();
+    let counted = text.lines().filter(|line| line.starts_with("byrnie_http_requests_total{"));
+    Ok(counted.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+}
+
 /// Puts the redirect rules in place in a pod.
 pub(crate) fn capture(host: &Host) -> Result<()> {
     let command = host.command(Tool::Byrnie.find()?).user(RunAs::Operator).args(["capture", "apply"]);
@@ -139,9 +154,12 @@ fn objects_of(lab: &Lab, workloads: &[(String, Ipv4Addr)]) -> String {
          spec:\n  networks: {{podCIDRs: [\"{pods}\"], serviceCIDRs: [\"10.96.0.0/16\"]}}\n---\n\
          apiVersion: v1\nkind: Namespace\nmetadata: {{name: bench, labels: {{byrnie.dev/mesh: enabled}}}}\n"
     );
+    let declared = http::DECLARED_PORT;
     for (name, address) in workloads {
         text.push_str(&format!(
-            "---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{namespace: bench, name: {name}}}\n---\n\
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{namespace: bench, name: {name}}}\n\
+             spec: {{clusterIP: None, selector: {{app: {name}}}, ports: [{{port: {declared}, appProtocol: http}}]}}\n\
+             ---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{namespace: bench, name: {name}}}\n---\n\
              apiVersion: v1\nkind: Pod\nmetadata: {{namespace: bench, name: {name}, labels: {{app: {name}}}}}\n\
              spec:\n  serviceAccountName: {name}\n  containers: [{{name: app, image: none}}]\n\
              status: {{phase: Running, podIPs: [{{ip: {address}}}], conditions: [{{type: Ready, status: \"True\"}}]}}\n"

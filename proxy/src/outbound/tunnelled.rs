@@ -8,10 +8,11 @@ use byrnie_proto::tunnel::v1;
 
 use super::{Ended, Failed, Outbound};
 use crate::balance::UnderWay;
+use crate::http::Exchanges;
 use crate::model::{AppProtocol, Destination, Endpoint};
 use crate::sockets;
 use crate::streams::Grounds;
-use crate::telemetry::Connection;
+use crate::telemetry::{Connection, Direction};
 use crate::tunnel::Tunnel;
 use crate::tunnel::client::{self, Early, OpenError};
 use crate::tunnel::pool::{Key, Pool};
@@ -36,6 +37,7 @@ impl Outbound {
             endpoint,
             key: &key,
             open: self.open_message(destination),
+            is_http: destination.protocol == AppProtocol::Http,
             begun: Instant::now(),
             under_way: self.worker.loads.begin(endpoint.address),
         };
@@ -105,9 +107,13 @@ impl Outbound {
         connection.destination(endpoint.workload.clone(), Some(key.expected.clone()));
         connection.reused(!fresh);
         connection.secured(&tunnel.facts().clone(), fresh);
+        let mut http = attempt.is_http.then(|| Exchanges::new(connection.edge(), Direction::Outbound));
+        if let Some(http) = &mut http {
+            http.application_said(&early.bytes, attempt.begun);
+        }
         let already = early.bytes.len() as u64;
         early.bytes = Vec::new();
-        let mut relay = Relay::new(&self.shared, tunnel, &self.application, &registered);
+        let mut relay = Relay::new(&self.shared, tunnel, &self.application, &registered).shown_to(http);
         let end = relay.run().await;
         Ok(Carried { sent: already + relay.sent, received: relay.received, end })
     }
@@ -155,6 +161,7 @@ struct Attempt<'a> {
     endpoint: &'a Endpoint,
     key: &'a Key,
     open: v1::Open,
+    is_http: bool,
     begun: Instant,
     under_way: UnderWay<'a>,
 }

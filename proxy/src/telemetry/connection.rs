@@ -203,7 +203,8 @@ impl Connection {
         });
     }
 
-    fn edge(&mut self) -> Arc<Edge> {
+    /// The edge that the connection counts at. It stays the same from [`Self::secured`] on.
+    pub(crate) fn edge(&mut self) -> Arc<Edge> {
         let workload = |workload: &Option<Arc<str>>, address: SocketAddr| match workload {
             Some(workload) => Arc::clone(workload),
             None => address.ip().to_canonical().to_string().into(),

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use byrnie_identity::SpiffeId;
 use byrnie_identity::tls::TlsFacts;
 use byrnie_proto::mesh::v1 as proto;
 
+use super::http::HttpCounts;
 use super::{Direction, EdgeKind};
 
 /// Rows held; beyond it connections count in a row named [`OTHER`]. A sidecar speaks with tens of workloads; 4,096 rows
@@ -45,6 +46,8 @@ pub(crate) struct Edge {
     pub(crate) closed: AtomicU64,
     pub(crate) bytes_sent: AtomicU64,
     pub(crate) bytes_received: AtomicU64,
+    /// Of HTTP, once there was any.
+    http: OnceLock<Box<HttpCounts>>,
     secured_since_ms: AtomicI64,
     proof: Mutex<Proof>,
 }
@@ -69,9 +72,20 @@ impl Edge {
             closed: AtomicU64::new(0),
             bytes_sent: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
+            http: OnceLock::new(),
             secured_since_ms: AtomicI64::new(0),
             proof: Mutex::default(),
         }
+    }
+
+    /// Where HTTP is counted.
+    pub(crate) fn http(&self) -> &HttpCounts {
+        self.http.get_or_init(Box::default)
+    }
+
+    /// What was counted of HTTP, if there was any.
+    pub(crate) fn http_so_far(&self) -> Option<&HttpCounts> {
+        self.http.get().map(|counts| &**counts)
     }
 
     /// Keeps what a verified handshake said.

@@ -14,7 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use super::Direction;
 use super::edges::{Edge, Edges};
@@ -208,8 +208,36 @@ impl Collector for EdgeCollector {
                 family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&plaintext, None)?;
             }
         }
-        Ok(())
+        encode_http(&mut encoder, &rows)
     }
+}
+
+/// Of HTTP/1.1, where there was any.
+fn encode_http(encoder: &mut DescriptorEncoder<'_>, rows: &[Arc<Edge>]) -> Result<(), Error> {
+    let counted: Vec<_> = rows.iter().filter_map(|edge| Some((labels(edge).to_vec(), edge.http_so_far()?))).collect();
+    let help = "HTTP/1.1 requests, by the class of the answer's status; none: never answered";
+    let mut family = encoder.encode_descriptor("http_requests", help, None, MetricType::Counter)?;
+    for (labels, http) in &counted {
+        for (class, requests) in http.classes().filter(|(_, requests)| *requests > 0) {
+            let labels = [&labels[..], &[("response_code_class", class.to_owned())]].concat();
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&requests, None)?;
+        }
+    }
+    let help = "From the first byte of a request to the last one of its answer";
+    let mut family =
+        encoder.encode_descriptor("http_request_duration", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    for (labels, http) in &counted {
+        let (sum, buckets) = http.durations();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        family.encode_family(labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+    }
+    let help = "Connections on a port declared http that were no HTTP/1.1, or not clearly";
+    let mut family = encoder.encode_descriptor("http_connections_not_followed", help, None, MetricType::Counter)?;
+    for (labels, http) in &counted {
+        let connections = http.connections_not_followed();
+        family.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(&connections, None)?;
+    }
+    Ok(())
 }
 
 fn labels(edge: &Edge) -> [(&'static str, String); 5] {

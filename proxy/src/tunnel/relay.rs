@@ -3,11 +3,13 @@
 
 use std::io;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use byrnie_proto::tunnel::{HEADER_LEN, Session, v1::ResetCode};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use crate::http::Exchanges;
 use crate::limits::{ACCEPT_WAITS, BUFFER_APPLICATION, BUFFER_MIN};
 use crate::shared::Shared;
 use crate::streams::{Cut, Registered};
@@ -167,6 +169,8 @@ pub(crate) struct Relay<'a> {
     application_told_end: bool,
     /// The `ACCEPT` that lies in front of the application's first word waits for it.
     accept_waits: bool,
+    /// Looks at what passes, where it is declared to be HTTP/1.
+    http: Option<Box<Exchanges>>,
     /// Bytes that the application sent into the tunnel.
     pub(crate) sent: u64,
     /// Bytes that the tunnel brought to the application.
@@ -189,6 +193,7 @@ impl<'a> Relay<'a> {
             to_application: Buffer::default(),
             application_told_end: false,
             accept_waits: false,
+            http: None,
             sent: 0,
             received: 0,
         }
@@ -197,6 +202,12 @@ impl<'a> Relay<'a> {
     /// The tunnel holds an `ACCEPT` that has not been sent: it may go out with the application's first word.
     pub(crate) fn behind_accept(mut self) -> Relay<'a> {
         self.accept_waits = true;
+        self
+    }
+
+    /// Shows what passes to `http`, if there is one.
+    pub(crate) fn shown_to(mut self, http: Option<Box<Exchanges>>) -> Relay<'a> {
+        self.http = http;
         self
     }
 
@@ -292,6 +303,9 @@ impl<'a> Relay<'a> {
             Poll::Pending => return Ok(Poll::Pending),
             Poll::Ready(said) => said.map_err(End::Application)?,
         };
+        if let Some(http) = &mut self.http {
+            http.application_said(said.frame.get(HEADER_LEN..).unwrap_or_default(), Instant::now());
+        }
         self.sent += said.write(&mut self.tunnel.session) as u64;
         self.tunnel.tls.encrypt(said.frame).map_err(|error| End::Tunnel(error.into()))?;
         self.accept_waits = false;
@@ -310,11 +324,15 @@ impl<'a> Relay<'a> {
         if self.tunnel.session.stream_ended() {
             return Ok(Poll::Pending);
         }
-        let Relay { tunnel, application, to_application, received, .. } = self;
+        let Relay { tunnel, application, to_application, received, http, .. } = self;
         let received_before = *received;
         let mut broken = None;
         let heard = tunnel.poll_heard(cx, |pieces| {
             *received += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+            if let Some(http) = http {
+                let now = Instant::now();
+                pieces.iter().for_each(|piece| http.application_hears(piece, now));
+            }
             let written = match pieces {
                 [piece] => application.try_write(piece),
                 _ => application.try_write_vectored(pieces),

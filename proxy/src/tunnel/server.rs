@@ -13,8 +13,9 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::certificates::Generation;
+use crate::http::Exchanges;
 use crate::limits::{CLOSE_NOTIFY, SERVER_IDLE_TUNNEL};
-use crate::model::OwnPod;
+use crate::model::{AppProtocol, OwnPod};
 use crate::random;
 use crate::shared::Shared;
 use crate::sockets::{self, ConnectError};
@@ -160,7 +161,9 @@ async fn serve_stream(
         return Served::Ended(None);
     }
     connection.secured(&tunnel.facts().clone(), std::mem::take(fresh));
-    let mut relay = Relay::new(shared, tunnel, &application, &registered).behind_accept();
+    let is_http = own.ports.get(&port) == Some(&AppProtocol::Http);
+    let http = is_http.then(|| Exchanges::new(connection.edge(), Direction::Inbound));
+    let mut relay = Relay::new(shared, tunnel, &application, &registered).behind_accept().shown_to(http);
     let end = relay.run().await;
     let (sent, received) = (relay.sent, relay.received);
     if matches!(end, End::Clean) {

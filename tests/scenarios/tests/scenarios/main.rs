@@ -38,6 +38,7 @@ const SENTENCES: &[Scenario] = sentences![
         a_pod_that_calls_itself_through_its_service_obeys_its_own_policy,
         a_server_that_speaks_first_is_heard_and_an_idle_client_is_left_alone,
         a_half_closed_connection_still_carries_the_other_direction,
+        requests_to_a_port_that_is_declared_http_are_counted_by_both_proxies,
         bulk_goes_both_ways_at_once_and_arrives_whole,
         the_applications_own_tls_goes_through,
         a_pod_outside_of_the_mesh_is_called_in_plaintext,

@@ -7,7 +7,9 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use byrnie_identity::tls::{self, ClientAuth};
 use byrnie_scenarios::raw::{self, Mint};
-use byrnie_scenarios::{DEADLINE, Mesh, Random, Service, World, apps, ending, exchange, finish, hear, marker, within};
+use byrnie_scenarios::{
+    DEADLINE, Mesh, Random, Service, World, apps, ending, eventually, exchange, finish, hear, marker, within,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -115,6 +117,65 @@ pub(crate) async fn a_half_closed_connection_still_carries_the_other_direction(w
     stream.write_all(b"late words").await.unwrap();
     stream.shutdown().await.unwrap();
     assert_eq!(within("the late words", DEADLINE / 5, heard).await.unwrap(), b"late words");
+}
+
+pub(crate) async fn requests_to_a_port_that_is_declared_http_are_counted_by_both_proxies(world: World) {
+    let mesh = Mesh::start(&world).await;
+    let service = Service::new("shop/orders").port_speaking(80, 8080, "http").port(81, 8081);
+    let address = mesh.service(&service)[0];
+    let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;
+    let _http = orders.serve(8080, answer);
+    let _undeclared = orders.serve(8081, answer);
+    for port in [80, 81] {
+        let mut stream = web.connect(SocketAddr::new(address, port)).await.unwrap();
+        for (path, status) in [("/", "200"), ("/missing", "404"), ("/", "200")] {
+            let asked = format!("GET {path} HTTP/1.1\r\nHost: orders\r\n\r\n");
+            let expected = answer_to(&asked);
+            assert!(expected.contains(status), "{expected}");
+            stream.write_all(asked.as_bytes()).await.unwrap();
+            let mut heard = vec![0; expected.len()];
+            within("the answer", DEADLINE, stream.read_exact(&mut heard)).await.unwrap();
+            assert_eq!(String::from_utf8_lossy(&heard), expected);
+        }
+        assert_eq!(finish(&mut stream).await.unwrap(), b"");
+    }
+    // What is no HTTP goes through all the same.
+    let mut stream = web.connect(SocketAddr::new(address, 80)).await.unwrap();
+    stream.write_all(b"\x16\x03\x01 not HTTP at all\r\n\r\n").await.unwrap();
+    assert!(finish(&mut stream).await.unwrap().starts_with(b"HTTP/1.1 200 OK\r\n"));
+    for (pod, reporter) in [(&web, "reporter=\"source\""), (&orders, "reporter=\"destination\"")] {
+        let edge = [reporter, "destination_workload=\"shop/orders\"", "connection_security_policy=\"mutual_tls\""];
+        eventually("the connection that is not followed", DEADLINE, async || {
+            (pod.metric("byrnie_http_connections_not_followed_total", &edge).await > 0.0).then_some(())
+        })
+        .await;
+        for (class, requests) in [("2xx", 2.0), ("4xx", 1.0)] {
+            let class = format!("response_code_class=\"{class}\"");
+            let labels = [&edge[..], &[&class]].concat();
+            assert_eq!(pod.metric("byrnie_http_requests_total", &labels).await, requests, "{class}");
+        }
+        assert_eq!(pod.metric("byrnie_http_requests_total", &[]).await, 3.0);
+        assert_eq!(pod.metric("byrnie_http_request_duration_seconds_count", &edge).await, 3.0);
+        assert!(pod.metric("byrnie_http_request_duration_seconds_sum", &edge).await > 0.0);
+    }
+}
+
+/// An HTTP server of a few lines.
+async fn answer(mut stream: TcpStream) {
+    let mut asked = Vec::new();
+    while stream.read_buf(&mut asked).await.is_ok_and(|count| count > 0) {
+        while let Some(at) = asked.windows(4).position(|four| four == b"\r\n\r\n") {
+            let head: Vec<u8> = asked.drain(..at + 4).collect();
+            if stream.write_all(answer_to(&String::from_utf8_lossy(&head)).as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn answer_to(head: &str) -> String {
+    let status = if head.starts_with("GET /missing ") { "404 Not Found" } else { "200 OK" };
+    format!("HTTP/1.1 {status}\r\nContent-Length: 6\r\n\r\norders")
 }
 
 pub(crate) async fn bulk_goes_both_ways_at_once_and_arrives_whole(world: World) {
