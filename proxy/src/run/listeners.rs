@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Bound;
 use crate::config::Config;
+use crate::sockets::CONGESTION_IN_POD;
 
 /// All listeners of the process.
 pub(super) struct Listeners {
@@ -149,9 +150,12 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> 
         socket.set_reuse_port(true)?;
     }
     socket.set_nonblocking(true)?;
-    // Accepted sockets inherit both (tcp(7), socket(7)), and are many.
+    // Accepted sockets inherit these (tcp(7), socket(7)), and are many.
     socket.set_tcp_nodelay(true)?;
     set_keepalive(&socket)?;
+    if address.ip().is_loopback() {
+        socket.set_tcp_congestion(CONGESTION_IN_POD)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -184,6 +188,7 @@ mod tests {
         let (accepted, _) = listener.accept().unwrap();
         let (accepted, listener) = (socket2::SockRef::from(&accepted), socket2::SockRef::from(&listener));
         assert!(accepted.tcp_nodelay().unwrap() && accepted.keepalive().unwrap());
+        assert!(accepted.tcp_congestion().unwrap().starts_with(b"reno\0"));
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), listener.tcp_keepalive_time().unwrap());
         assert_eq!(accepted.tcp_keepalive_interval().unwrap(), listener.tcp_keepalive_interval().unwrap());
         assert_eq!(accepted.tcp_keepalive_retries().unwrap(), listener.tcp_keepalive_retries().unwrap());

@@ -147,7 +147,8 @@ async fn serve_stream(
     };
     connection.destination(own.workload.clone(), Some(own.spiffe_id.clone()));
     connection.decided(authorized.decision());
-    let application = match dial_application(shared, &authorized, dialled).await {
+    // Boxed: what it takes to get in is given back when that is done.
+    let application = match Box::pin(dial_application(shared, &authorized, dialled)).await {
         Ok(application) => application,
         Err(error) => {
             let written = refuse(shared, tunnel, connection, Refusal::application(&error));
