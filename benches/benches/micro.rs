@@ -1,9 +1,10 @@
 //! What single steps cost, on one core, where a decision rests on it: handshakes with and without the post-quantum key
-//! exchange, the verification of a chain, policy by number of rules, the frames of a tunnel.
+//! exchange, the verification of a chain, the lookup of a destination, policy by number of rules, the frames of a tunnel.
 //! `cargo bench -p benches`; docs/performance.md says what came out.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::hint::black_box;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +13,14 @@ use byrnie_identity::tls::{ALPN_TUNNEL, ClientAuth, client_config, server_config
 use byrnie_identity::{Clock, KeyPair, SpiffeId, Svid, SvidVerifier, TrustBundles, TrustDomain};
 use byrnie_policy::{Action, AuthorizationRule, Enforcement, Peer, PeerMatch, Policies, Ports, Request, evaluate};
 use byrnie_proto::tunnel::{Received, Role, Session, v1};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use byrnie_proxy::config::AccessLog;
+use byrnie_proxy::control::Control;
+use byrnie_proxy::discovery::Discovery;
+use byrnie_proxy::model::Destination;
+use byrnie_proxy::telemetry::Telemetry;
+use byrnie_redirect::OriginalDestination;
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use futures::FutureExt;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs as provider};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -23,6 +31,7 @@ use rustls::{
 
 /// An authority and two workloads of it.
 struct Mesh {
+    bundles: TrustBundles,
     verifier: Arc<SvidVerifier>,
     client: Svid,
     server: Svid,
@@ -41,7 +50,8 @@ impl Mesh {
             let issued = authority.issue(&key.spki_der(), &id, Duration::from_secs(24 * 3600)).unwrap();
             Svid::new(issued.chain, key).unwrap()
         };
-        Self { client: svid("web"), server: svid("orders"), verifier: SvidVerifier::new(bundles.shared(), clock) }
+        let verifier = SvidVerifier::new(bundles.clone().shared(), clock);
+        Self { bundles, client: svid("web"), server: svid("orders"), verifier }
     }
 
     fn server_config(&self) -> Arc<ServerConfig> {
@@ -166,9 +176,39 @@ fn handshakes(criterion: &mut Criterion) {
 
 fn chain(criterion: &mut Criterion) {
     let mesh = Mesh::new();
-    criterion.bench_function("verification of a chain", |bencher| {
+    let mut group = criterion.benchmark_group("verification of a chain");
+    group.bench_function("that was verified before", |bencher| {
         bencher.iter(|| mesh.verifier.verify(black_box(mesh.server.chain())).unwrap());
     });
+    let fresh = || SvidVerifier::new(mesh.bundles.clone().shared(), Clock::system());
+    group.bench_function("for the first time", |bencher| {
+        let verify = |verifier: &mut Arc<SvidVerifier>| verifier.verify(black_box(mesh.server.chain())).unwrap();
+        bencher.iter_batched_ref(fresh, verify, BatchSize::SmallInput);
+    });
+    group.finish();
+}
+
+/// A destination that the control plane has told of, among so many.
+fn lookup(criterion: &mut Criterion) {
+    let telemetry = Telemetry::new(&AccessLog::Off, Clock::system()).unwrap();
+    // For the time that a question may take.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _entered = runtime.enter();
+    let mut group = criterion.benchmark_group("lookup of a destination");
+    for count in [10_u16, 1_000] {
+        let discovery = Discovery::new(Control::new(), telemetry.clone(), Clock::system());
+        let address = |number: u16| SocketAddr::from(([10, 96, 0, 10], 1024 + number));
+        for number in 0..count {
+            let asked = discovery.lookup(OriginalDestination(address(number))).now_or_never();
+            assert!(asked.is_none(), "known before it was told");
+            discovery.answered(address(number), Destination::external());
+        }
+        let dialled = OriginalDestination(address(count / 2));
+        group.bench_function(BenchmarkId::new("of", count), |bencher| {
+            bencher.iter(|| discovery.lookup(black_box(dialled)).now_or_never().unwrap().unwrap());
+        });
+    }
+    group.finish();
 }
 
 /// The rule that matches is the last one.
@@ -231,5 +271,5 @@ fn frames(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, handshakes, chain, policy, frames);
+criterion_group!(benches, handshakes, chain, lookup, policy, frames);
 criterion_main!(benches);

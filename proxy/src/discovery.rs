@@ -178,7 +178,7 @@ impl Discovery {
     }
 
     /// The control plane said what `address` stands for.
-    pub(crate) fn answered(&self, address: SocketAddr, destination: Destination) {
+    pub fn answered(&self, address: SocketAddr, destination: Destination) {
         let changed = self.lock().answered(canonical(address), destination);
         if changed {
             self.0.changed.send_modify(|number| *number += 1);

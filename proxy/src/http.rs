@@ -8,17 +8,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use httparse::{EMPTY_HEADER, Header, Request, Response};
+use httparse::{EMPTY_HEADER, Header, Request, Response, Status};
 use messages::{Body, Messages, Side, Stop};
 
-use crate::limits::HTTP_PIPELINED;
+use crate::limits::{HTTP_FIELDS, HTTP_PIPELINED};
 use crate::telemetry::{Direction, Edge};
 
-/// Header fields of one message; the field's servers allow about 100.
-const HEADERS: usize = 128;
-
 /// The requests of one connection, and their answers.
-pub(crate) struct Exchanges {
+pub struct Exchanges {
     edge: Arc<Edge>,
     /// Whose side of the connection this proxy is on: the client's application asks, the server's answers.
     direction: Direction,
@@ -51,8 +48,8 @@ impl Exchanges {
         Box::new(Exchanges { edge, direction, requests, responses, waiting, stopped: false })
     }
 
-    /// Sees what this pod's application sent.
-    pub(crate) fn application_said(&mut self, bytes: &[u8], now: Instant) {
+    /// Sees what this pod's application sent, and when that was read.
+    pub fn application_said(&mut self, bytes: &[u8], now: Instant) {
         match self.direction {
             Direction::Outbound => self.request(bytes, now),
             Direction::Inbound => self.response(bytes, now),
@@ -60,7 +57,7 @@ impl Exchanges {
     }
 
     /// Sees what is sent to this pod's application.
-    pub(crate) fn application_hears(&mut self, bytes: &[u8], now: Instant) {
+    pub fn application_hears(&mut self, bytes: &[u8], now: Instant) {
         match self.direction {
             Direction::Outbound => self.response(bytes, now),
             Direction::Inbound => self.request(bytes, now),
@@ -69,8 +66,8 @@ impl Exchanges {
 
     fn request(&mut self, bytes: &[u8], now: Instant) {
         if !self.stopped {
-            let mut side = Requests { waiting: &mut self.waiting, now };
-            let followed = self.requests.follow(bytes, &mut side);
+            let mut side = Requests { waiting: &mut self.waiting };
+            let followed = self.requests.follow(bytes, now, &mut side);
             self.unless_followed(followed);
         }
     }
@@ -78,7 +75,7 @@ impl Exchanges {
     fn response(&mut self, bytes: &[u8], now: Instant) {
         if !self.stopped {
             let mut side = Responses { waiting: &mut self.waiting, edge: &self.edge, now };
-            let followed = self.responses.follow(bytes, &mut side);
+            let followed = self.responses.follow(bytes, now, &mut side);
             self.unless_followed(followed);
         }
     }
@@ -88,8 +85,8 @@ impl Exchanges {
             self.stopped = true;
             if stop == Stop::Unclear {
                 self.edge.http().not_followed();
-                self.waiting.clear();
             }
+            self.waiting.clear();
             (self.requests, self.responses) = Default::default();
         }
     }
@@ -106,16 +103,18 @@ impl Drop for Exchanges {
 
 struct Requests<'a> {
     waiting: &'a mut VecDeque<Asked>,
-    now: Instant,
 }
 
 impl Side for Requests<'_> {
-    fn head(&mut self, head: &[u8]) -> Result<Body, Stop> {
-        let mut headers = [EMPTY_HEADER; HEADERS];
+    fn begins(&self, bytes: &[u8]) -> bool {
+        Request::new(&mut [EMPTY_HEADER; HTTP_FIELDS]).parse(bytes).is_ok()
+    }
+
+    fn head(&mut self, head: &[u8], at: Instant) -> Result<Body, Stop> {
+        let mut headers = [EMPTY_HEADER; HTTP_FIELDS];
         let mut request = Request::new(&mut headers);
-        match request.parse(head) {
-            Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-            _ => return Err(Stop::Unclear),
+        if request.parse(head) != Ok(Status::Complete(head.len())) {
+            return Err(Stop::Unclear);
         }
         if self.waiting.len() >= HTTP_PIPELINED {
             return Err(Stop::Unclear);
@@ -125,8 +124,8 @@ impl Side for Requests<'_> {
             Some("CONNECT") => Method::Connect,
             _ => Method::Other,
         };
-        self.waiting.push_back(Asked { at: self.now, method, status: None });
-        Ok(body(request.headers)?.unwrap_or(Body::Length(0)))
+        self.waiting.push_back(Asked { at, method, status: None });
+        Ok(body(request.version, request.headers)?.unwrap_or(Body::Length(0)))
     }
 
     fn ended(&mut self) -> Result<(), Stop> {
@@ -141,23 +140,24 @@ struct Responses<'a> {
 }
 
 impl Side for Responses<'_> {
-    fn head(&mut self, head: &[u8]) -> Result<Body, Stop> {
-        let mut headers = [EMPTY_HEADER; HEADERS];
+    fn begins(&self, bytes: &[u8]) -> bool {
+        Response::new(&mut [EMPTY_HEADER; HTTP_FIELDS]).parse(bytes).is_ok()
+    }
+
+    fn head(&mut self, head: &[u8], _at: Instant) -> Result<Body, Stop> {
+        let mut headers = [EMPTY_HEADER; HTTP_FIELDS];
         let mut response = Response::new(&mut headers);
-        let status = match response.parse(head) {
-            Ok(httparse::Status::Complete(length)) if length == head.len() => response.code.unwrap_or_default(),
-            _ => return Err(Stop::Unclear),
-        };
-        if !(100..=599).contains(&status) {
+        if response.parse(head) != Ok(Status::Complete(head.len())) {
             return Err(Stop::Unclear);
         }
+        let status = response.code.filter(|code| (100..=599).contains(code)).ok_or(Stop::Unclear)?;
         // A server may say that it has waited for too long, and go.
         let asked = self.waiting.front_mut().ok_or(Stop::Over)?;
         asked.status = Some(status);
         match (status, asked.method) {
             (100..=199, _) | (204 | 304, _) | (_, Method::Head) => Ok(Body::Length(0)),
             (200..=299, Method::Connect) => Ok(Body::Length(0)),
-            _ => Ok(body(response.headers)?.unwrap_or(Body::UntilEnd)),
+            _ => Ok(body(response.version, response.headers)?.unwrap_or(Body::UntilEnd)),
         }
     }
 
@@ -177,14 +177,14 @@ impl Side for Responses<'_> {
 }
 
 /// What the head says of its body; `None` where it says nothing. Two lengths, or a length beside chunks, are what request
-/// smuggling is made of: who of the two ends believes which is not known.
-fn body(headers: &[Header<'_>]) -> Result<Option<Body>, Stop> {
+/// smuggling is made of: who of the two ends believes which is not known. Nor is it with chunks in HTTP/1.0 (6.1).
+fn body(version: Option<u8>, headers: &[Header<'_>]) -> Result<Option<Body>, Stop> {
     let mut found = None;
     for header in headers {
         let declared = if header.name.eq_ignore_ascii_case("content-length") {
             Body::Length(length(header.value).ok_or(Stop::Unclear)?)
         } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
-            if !header.value.eq_ignore_ascii_case(b"chunked") {
+            if version == Some(0) || !header.value.eq_ignore_ascii_case(b"chunked") {
                 return Err(Stop::Unclear);
             }
             Body::Chunked

@@ -10,7 +10,7 @@ pub mod room;
 pub mod shared;
 
 pub mod balance;
-mod http;
+pub mod http;
 pub mod inbound;
 pub mod outbound;
 pub mod passthrough;

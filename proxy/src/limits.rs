@@ -105,13 +105,17 @@ pub const BUFFER_TLS: usize = 256 * 1024;
 /// time.
 pub const PROBES: usize = 32;
 
-/// Bytes of a head of HTTP that is followed, or of all trailers: what servers of the field take at most.
-pub const HTTP_HEAD: usize = 64 * 1024;
+/// Bytes of a head of HTTP that is followed, or of all trailers. One that comes in pieces is kept until it is whole, and a
+/// peer may have [`INBOUND_PER_PEER`] of them. Heads beyond it are rare (big cookies); their connections are just not counted.
+pub const HTTP_HEAD: usize = 16 * 1024;
 
-/// Bytes of one line of a chunked body that is followed, chunk extensions with it.
+/// Header fields of a message that is followed; servers of the field take about 100.
+pub const HTTP_FIELDS: usize = 128;
+
+/// Bytes of one line of a chunked body that is followed, its extensions with it, which nobody uses.
 pub const HTTP_LINE: usize = 4 * 1024;
 
-/// Requests of one connection whose answers have not ended; clients that pipeline at all send a few tens.
+/// Requests of one followed connection whose answers have not ended; clients that pipeline at all send a few tens.
 pub const HTTP_PIPELINED: usize = 256;
 
 /// Attempts to reach an endpoint for one application connection, each at another endpoint where there is one.

@@ -12,7 +12,8 @@ use crate::limits::CONNECT;
 
 /// How connections within the pod are paced: not at all. Loopback has no path to probe, and a node's default may be one
 /// that spreads what is sent over time (BBR): then a fifth of the p99 of 1,000 requests per second is its, and 4 % of a bulk
-/// transfer's CPU. Between pods the node's default holds. Every kernel has this one and gives it to everybody.
+/// transfer's CPU. Between pods the node's default holds. Every kernel has this one, and gives it to
+/// everybody unless it was told otherwise.
 pub(crate) const CONGESTION_IN_POD: &[u8] = b"reno";
 
 /// Why a connection was not made.

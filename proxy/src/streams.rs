@@ -170,7 +170,7 @@ impl Registered<'_> {
     /// # Errors
     /// Why it must not go on.
     pub(crate) fn check(&self, shared: &Shared) -> Result<(), Cut> {
-        check(&self.stream, shared)
+        check(&self.stream, shared, &mut Decided::default())
     }
 }
 
@@ -299,8 +299,9 @@ pub async fn supervise(shared: Arc<Shared>) {
         generation = current;
         let drain_began = shared.drain.is_draining() && !draining;
         draining |= drain_began;
+        let mut decided = Decided::default();
         for stream in shared.streams.all() {
-            if let Err(cut) = check(&stream, &shared).and_then(|()| not_forgotten(&stream, now)) {
+            if let Err(cut) = check(&stream, &shared, &mut decided).and_then(|()| not_forgotten(&stream, now)) {
                 stream.cut_with(cut);
                 continue;
             }
@@ -325,7 +326,22 @@ fn not_forgotten(stream: &Stream, now: u64) -> Result<(), Cut> {
     Ok(())
 }
 
-fn check(stream: &Stream, shared: &Shared) -> Result<(), Cut> {
+/// What policy said in one look at the connections. A peer has many, and thousands of rules cost as much for each of them:
+/// by certificate and port, and whether it came as a proxy.
+#[derive(Default)]
+struct Decided(HashMap<([u8; 32], u16, bool), Result<(), Cut>>);
+
+impl Decided {
+    fn once(
+        &mut self,
+        (peer, port, proxy): (&PeerIdentity, u16, bool),
+        decide: impl FnOnce() -> Result<(), Cut>,
+    ) -> Result<(), Cut> {
+        self.0.entry((peer.leaf_fingerprint(), port, proxy)).or_insert_with(decide).clone()
+    }
+}
+
+fn check(stream: &Stream, shared: &Shared, decided: &mut Decided) -> Result<(), Cut> {
     let peer = stream.peer.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(peer) = &peer {
         shared.certificates.verifier().check_still_valid(peer).map_err(|error| Cut {
@@ -341,8 +357,12 @@ fn check(stream: &Stream, shared: &Shared) -> Result<(), Cut> {
         if decision.allowed { Ok(()) } else { Err(denied(decision.reason.as_str(), decision.to_string())) }
     };
     match (&stream.grounds, &peer) {
-        (Grounds::Inbound { port }, Some(peer)) => inbound(Peer::Mesh(peer), *port),
-        (Grounds::Ingress { port }, Some(peer)) => inbound(Peer::Ingress(peer), *port),
+        (Grounds::Inbound { port }, Some(peer)) => {
+            decided.once((peer, *port, true), || inbound(Peer::Mesh(peer), *port))
+        }
+        (Grounds::Ingress { port }, Some(peer)) => {
+            decided.once((peer, *port, false), || inbound(Peer::Ingress(peer), *port))
+        }
         (Grounds::InboundPlaintext { source, port }, _) => inbound(Peer::Plaintext(*source), *port),
         (Grounds::Outbound { dialled, endpoint, expected }, Some(_)) => match meshed(shared, *dialled, *endpoint) {
             Some(Meshed::Yes(id)) if id != *expected => {
@@ -400,6 +420,31 @@ fn denied(cause: &'static str, reason: String) -> Cut {
 mod tests {
     use super::*;
     use crate::model::AppProtocol;
+    use crate::test_support::TestMesh;
+
+    #[tokio::test]
+    async fn policy_is_asked_once_for_all_connections_of_a_peer_to_a_port() {
+        let mesh = TestMesh::new();
+        let shared = mesh.proxy("orders");
+        let peer = |account| {
+            let svid = mesh.svid(account, std::time::Duration::from_secs(60));
+            shared.certificates.verifier().verify(svid.chain()).unwrap()
+        };
+        let [web, renewed] = [peer("web"), peer("web")];
+        let mut decided = Decided::default();
+        let mut questions = |grounds, peer: &PeerIdentity| {
+            let registered = shared.streams.register(grounds, Some(peer.clone()));
+            let allowed = check(&registered, &shared, &mut decided).is_ok();
+            (decided.0.len(), allowed)
+        };
+        assert_eq!(questions(Grounds::Inbound { port: 80 }, &web), (1, true));
+        assert_eq!(questions(Grounds::Inbound { port: 80 }, &web), (1, true));
+        assert_eq!(questions(Grounds::Inbound { port: 81 }, &web), (2, true));
+        // Who comes as no proxy needs an IngressPolicy.
+        assert_eq!(questions(Grounds::Ingress { port: 80 }, &web), (3, false));
+        assert_eq!(questions(Grounds::Inbound { port: 80 }, &web), (3, true));
+        assert_eq!(questions(Grounds::Inbound { port: 80 }, &renewed), (4, true));
+    }
 
     #[test]
     fn what_egress_let_out_stays_out_only_while_its_destination_is_outside() {

@@ -24,6 +24,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::certificates::Generation;
+use crate::limits::BUFFER_APPLICATION;
 use tls::{PeerEnd, Tls, TlsError};
 
 /// Why a tunnel is over, or was never made.
@@ -220,9 +221,9 @@ impl Tunnel {
                     None => None,
                     Some(Received::Data(piece)) => {
                         let mut pieces = Pieces::of(piece);
-                        while !pieces.is_full()
-                            && let rest = bytes.get(taken..).unwrap_or_default()
-                            && self.session.begins_with_data(rest)
+                        while let rest = bytes.get(taken..).unwrap_or_default()
+                            && let Some(length) = self.session.next_data(rest)
+                            && pieces.have_room_for(length)
                         {
                             let (more, received) = self.session.receive(rest)?;
                             taken += more;
@@ -280,6 +281,7 @@ impl Tunnel {
 struct Pieces<'a> {
     slices: [IoSlice<'a>; PIECES],
     count: usize,
+    bytes: usize,
 }
 
 /// More than a read of the usual size holds.
@@ -289,17 +291,19 @@ impl<'a> Pieces<'a> {
     fn of(first: &'a [u8]) -> Pieces<'a> {
         let mut slices = [IoSlice::new(&[]); PIECES];
         slices[0] = IoSlice::new(first);
-        Pieces { slices, count: 1 }
+        Pieces { slices, count: 1, bytes: first.len() }
     }
 
-    fn is_full(&self) -> bool {
-        self.count == PIECES
+    /// What an application does not take is kept for it, and that is one frame at most.
+    fn have_room_for(&self, length: usize) -> bool {
+        self.count < PIECES && self.bytes + length <= BUFFER_APPLICATION
     }
 
     fn push(&mut self, piece: &'a [u8]) {
         if let Some(slot) = self.slices.get_mut(self.count) {
             *slot = IoSlice::new(piece);
             self.count += 1;
+            self.bytes += piece.len();
         }
     }
 

@@ -239,10 +239,16 @@ impl Session {
         checked
     }
 
-    /// Whether `rest`, what lies behind a piece of `DATA` that was just received, begins with another `DATA` frame: its bytes
-    /// can go to the application together with those before, and nothing else that was said lies between.
-    pub fn begins_with_data(&self, rest: &[u8]) -> bool {
-        self.decoder.at_boundary() && rest.first() == Some(&(FrameType::Data as u8))
+    /// The bytes that the next `DATA` frame announces, where `rest`, what lies behind a piece of `DATA` that was just received,
+    /// begins with one: they can go to the application together with those before, and nothing else that was said lies
+    /// between.
+    pub fn next_data(&self, rest: &[u8]) -> Option<usize> {
+        match *rest {
+            [kind, high, middle, low, ..] if self.decoder.at_boundary() && kind == FrameType::Data as u8 => {
+                Some(usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low))
+            }
+            _ => None,
+        }
     }
 
     fn check<'a>(&mut self, stream: u32, event: Event<'a>) -> Result<Received<'a>, ProtocolError> {

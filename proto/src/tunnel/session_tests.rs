@@ -195,6 +195,25 @@ fn reauth_needs_the_nonces_and_a_rising_sequence() {
 }
 
 #[test]
+fn the_next_frame_of_data_says_how_much_it_brings() {
+    let (mut client, mut server) = pair();
+    open(&mut client, &mut server);
+    accept(&mut client, &mut server);
+    let wire = [&client.data(2)[..], b"ab", &client.data(0x81_82)[..]].concat();
+    let (taken, _) = server.receive(&wire).unwrap();
+    let (first, rest) = wire.split_at(taken);
+    assert_eq!(first.len(), HEADER_LEN + 2);
+    assert_eq!(server.next_data(rest), Some(0x81_82));
+    assert_eq!(server.next_data(&rest[..3]), None);
+    // Within a frame nothing begins.
+    server.receive(rest).unwrap();
+    assert_eq!(server.next_data(rest), None);
+    let mut end = vec![];
+    client.fin(&mut end);
+    assert_eq!(pair().1.next_data(&end), None);
+}
+
+#[test]
 fn data_after_fin_ends_the_tunnel() {
     let (mut client, mut server) = pair();
     open(&mut client, &mut server);

@@ -1,6 +1,8 @@
 //! Where the messages of one direction begin and end (RFC 9112, 6 and 7). Bytes are kept only where a head or a line came
 //! in pieces.
 
+use std::time::Instant;
+
 use memchr::{memchr, memmem};
 
 use crate::limits::{HTTP_HEAD, HTTP_LINE};
@@ -24,8 +26,11 @@ pub(super) enum Body {
 
 /// Who knows what heads mean.
 pub(super) trait Side {
-    /// Takes a whole head, with its empty line, and says what follows.
-    fn head(&mut self, head: &[u8]) -> Result<Body, Stop>;
+    /// Whether a head can begin like this.
+    fn begins(&self, bytes: &[u8]) -> bool;
+
+    /// Takes a whole head, with its empty line, whose first byte came at `at`, and says what follows.
+    fn head(&mut self, head: &[u8], at: Instant) -> Result<Body, Stop>;
 
     /// The message has ended.
     fn ended(&mut self) -> Result<(), Stop>;
@@ -37,7 +42,12 @@ pub(super) struct Messages {
     at: At,
     /// The beginning of the head or line that has not come whole.
     kept: Vec<u8>,
+    /// When the first byte of that head came.
+    since: Option<Instant>,
 }
+
+/// How much of a head that has not come whole is looked at: what is something else shows in its first line.
+const BEGINNING: usize = 1024;
 
 /// A head or a line that has come whole, and what came behind it.
 type Gathered<'a, 'b> = (&'a [u8], &'b [u8]);
@@ -59,11 +69,11 @@ enum At {
 }
 
 impl Messages {
-    /// Follows `bytes`, which come behind those of the last call.
-    pub(super) fn follow(&mut self, mut bytes: &[u8], side: &mut impl Side) -> Result<(), Stop> {
+    /// Follows `bytes`, which come `now` and behind those of the last call.
+    pub(super) fn follow(&mut self, mut bytes: &[u8], now: Instant, side: &mut impl Side) -> Result<(), Stop> {
         while !bytes.is_empty() {
             bytes = match self.at {
-                At::Head => self.head(bytes, side)?,
+                At::Head => self.head(bytes, now, side)?,
                 At::Body(left) | At::Chunk(left) => self.skip(bytes, left, side)?,
                 At::ChunkSize | At::ChunkEnd | At::Trailers(_) => self.line(bytes, side)?,
                 At::UntilEnd => return Ok(()),
@@ -77,14 +87,17 @@ impl Messages {
         self.kept.len()
     }
 
-    fn head<'b>(&mut self, bytes: &'b [u8], side: &mut impl Side) -> Result<&'b [u8], Stop> {
+    fn head<'b>(&mut self, bytes: &'b [u8], now: Instant, side: &mut impl Side) -> Result<&'b [u8], Stop> {
+        let at = *self.since.get_or_insert(now);
+        let before = self.kept.len();
         // The end may lie across what is kept and what has come.
-        let from = self.kept.len().saturating_sub(2);
+        let from = before.saturating_sub(2);
         let Some((head, rest)) = self.gather(bytes, HTTP_HEAD, |all| head_end(all, from))? else {
-            return Ok(&[]);
+            let beginning = self.kept.get(..BEGINNING).unwrap_or(&self.kept);
+            return if before > BEGINNING || side.begins(beginning) { Ok(&[]) } else { Err(Stop::Unclear) };
         };
-        let body = side.head(head);
-        self.kept = Vec::new();
+        let body = side.head(head, at);
+        (self.kept, self.since) = (Vec::new(), None);
         self.at = match body? {
             Body::Length(0) => return self.ended(rest, side),
             Body::Length(length) => At::Body(length),
@@ -111,16 +124,19 @@ impl Messages {
         let Some((line, rest)) = self.gather(bytes, HTTP_LINE, line_end)? else {
             return Ok(&[]);
         };
-        let is_empty = line == b"\r\n";
+        let length = line.len();
+        // Servers differ in what they make of a line feed alone.
+        let line = line.strip_suffix(b"\r\n").ok_or(Stop::Unclear)?;
         let next = match at {
-            At::ChunkSize => match httparse::parse_chunk_size(line) {
-                Ok(httparse::Status::Complete((_, 0))) => At::Trailers(0),
-                Ok(httparse::Status::Complete((_, size))) => At::Chunk(size),
-                _ => return Err(Stop::Unclear),
+            At::ChunkSize => match chunk_size(line).ok_or(Stop::Unclear)? {
+                0 => At::Trailers(0),
+                size => At::Chunk(size),
             },
-            At::ChunkEnd if is_empty => At::ChunkSize,
-            At::Trailers(_) if is_empty => At::Head,
-            At::Trailers(before) if before + line.len() <= HTTP_HEAD => At::Trailers(before + line.len()),
+            At::ChunkEnd if line.is_empty() => At::ChunkSize,
+            At::Trailers(_) if line.is_empty() => At::Head,
+            At::Trailers(before) if line.contains(&b':') && before + length <= HTTP_HEAD => {
+                At::Trailers(before + length)
+            }
             _ => return Err(Stop::Unclear),
         };
         self.kept = Vec::new();
@@ -168,6 +184,14 @@ fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
     // A head without a carriage return in its last line is not what clients and servers of today write.
     let at = memmem::find(bytes.get(from..)?, b"\n\r\n")?;
     Some(from + at + 3)
+}
+
+/// Hexadecimal digits, and extensions that are passed over (RFC 9112, 7.1).
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let digits = line.split(|byte| matches!(byte, b';' | b' ' | b'\t')).next()?;
+    let are_digits = !digits.is_empty() && digits.iter().all(u8::is_ascii_hexdigit);
+    let digits = std::str::from_utf8(digits).ok().filter(|_| are_digits)?;
+    u64::from_str_radix(digits, 16).ok()
 }
 
 fn line_end(bytes: &[u8]) -> Option<usize> {

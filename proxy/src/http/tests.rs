@@ -27,8 +27,8 @@ impl Followed {
     fn new() -> Followed {
         let telemetry = Telemetry::new(&AccessLog::Off, byrnie_identity::Clock::system()).unwrap();
         let [source, destination] = ["10.1.0.5:40000", "10.1.0.6:80"].map(|address| address.parse().unwrap());
-        let edge = telemetry.connection(Direction::Outbound, source, destination).edge();
-        Followed { exchanges: Exchanges::new(edge.clone(), Direction::Outbound), edge, now: Instant::now() }
+        let exchanges = telemetry.connection(Direction::Outbound, source, destination).follow_http();
+        Followed { edge: exchanges.edge.clone(), exchanges, now: Instant::now() }
     }
 
     fn asks(&mut self, bytes: impl AsRef<[u8]>) -> &mut Followed {
@@ -75,7 +75,7 @@ const NOT_FOLLOWED: Counted = Counted { classes: [0; 6], not_followed: 1 };
 #[test]
 fn a_request_is_counted_when_its_answer_has_ended_with_the_time_that_it_took() {
     let mut followed = Followed::new();
-    followed.asks("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc").after(6);
+    followed.asks("POST / HT").after(5).asks("TP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc").after(1);
     followed.hears("HTTP/1.1 404 Not Found\r\ncontent-length: 5\r\n\r\nabcd");
     assert_eq!(followed.counted(), Counted::default());
     followed.after(3).hears("e");
@@ -122,6 +122,7 @@ fn an_interim_answer_is_none() {
 fn what_becomes_another_protocol_is_counted_and_then_left_alone() {
     let mut upgraded = Followed::new();
     upgraded.asks("GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    upgraded.asks("GET /what-nobody-answers HTTP/1.1\r\nHost: a\r\n\r\n");
     upgraded.hears(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n\x81\x05hello").asks(b"\x81\x85");
     assert_eq!(upgraded.counted_at_the_end(), answered(1, 1));
     let mut tunnel = Followed::new();
@@ -135,7 +136,7 @@ fn what_becomes_another_protocol_is_counted_and_then_left_alone() {
 
 #[test]
 fn what_is_not_clearly_http_1_is_counted_as_such_and_followed_no_further() {
-    let many = |name: &str| (0..HEADERS + 1).map(|n| format!("{name}{n}: 1\r\n")).collect::<String>();
+    let many = |name: &str| (0..HTTP_FIELDS + 1).map(|n| format!("{name}{n}: 1\r\n")).collect::<String>();
     let requests = [
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
         "\x16\x03\x01\x02\x00\x01\r\n\r\n".to_owned(),
@@ -146,7 +147,16 @@ fn what_is_not_clearly_http_1_is_counted_as_such_and_followed_no_further() {
         "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n".to_owned(),
         "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".to_owned(),
         "GET / HTTP/1.1\r\nHost : a\r\n\r\n".to_owned(),
+        "\x16\x03\x01\x02\x00\x01".to_owned(),
+        "EHLO shop\r\n".to_owned(),
+        "GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
         "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n;x\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello".to_owned(),
+        "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\nGET /x HTTP/1.1\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nGET /x HTTP/1.1\r\n".to_owned(),
         "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n".to_owned(),
         "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1ffffffffffffffff\r\n".to_owned(),
         format!("GET / HTTP/1.1\r\n{}\r\n", many("h")),
@@ -164,11 +174,26 @@ fn what_is_not_clearly_http_1_is_counted_as_such_and_followed_no_further() {
         followed.asks("GET / HTTP/1.1\r\n\r\n").hears("HTTP/1.1 200 OK\r\n\r\n");
         assert_eq!(followed.counted_at_the_end(), NOT_FOLLOWED, "{request:.80?}");
     }
-    for answer in ["SSH-2.0-OpenSSH\r\n\r\n", "HTTP/1.1 600 ?\r\n\r\n", "HTTP/1.1 099 ?\r\n\r\n"] {
+    for answer in ["SSH-2.0-OpenSSH\r\n", "220 ready\r\n", "HTTP/1.1 600 ?\r\n\r\n", "HTTP/1.1 099 ?\r\n\r\n"] {
         let mut followed = Followed::new();
         followed.asks("GET / HTTP/1.1\r\n\r\n").hears(answer);
         assert_eq!(followed.counted_at_the_end(), NOT_FOLLOWED, "{answer:?}");
     }
+}
+
+#[test]
+fn the_histogram_has_a_bucket_for_all_that_is_slower_than_its_bounds() {
+    let telemetry = Telemetry::new(&AccessLog::Off, byrnie_identity::Clock::system()).unwrap();
+    let [source, destination] = ["10.1.0.5:40000", "10.1.0.6:80"].map(|address| address.parse().unwrap());
+    let mut exchanges = telemetry.connection(Direction::Outbound, source, destination).follow_http();
+    let now = Instant::now();
+    exchanges.application_said(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", now);
+    exchanges.application_hears(b"HTTP/1.1 204 No Content\r\n\r\n", now + Duration::from_secs(60));
+    let text = telemetry.metrics().encode();
+    let buckets: Vec<&str> =
+        text.lines().filter(|line| line.contains("http_request_duration_seconds_bucket")).collect();
+    assert!(buckets.iter().any(|line| line.contains("le=\"10.0\"") && line.ends_with(" 0")), "{buckets:#?}");
+    assert!(buckets.iter().any(|line| line.contains("le=\"+Inf\"") && line.ends_with(" 1")), "{buckets:#?}");
 }
 
 /// Four requests at once, and their answers, each with its length in another way.

@@ -8,11 +8,10 @@ use byrnie_proto::tunnel::v1;
 
 use super::{Ended, Failed, Outbound};
 use crate::balance::UnderWay;
-use crate::http::Exchanges;
 use crate::model::{AppProtocol, Destination, Endpoint};
 use crate::sockets;
 use crate::streams::Grounds;
-use crate::telemetry::{Connection, Direction};
+use crate::telemetry::Connection;
 use crate::tunnel::Tunnel;
 use crate::tunnel::client::{self, Early, OpenError};
 use crate::tunnel::pool::{Key, Pool};
@@ -107,9 +106,9 @@ impl Outbound {
         connection.destination(endpoint.workload.clone(), Some(key.expected.clone()));
         connection.reused(!fresh);
         connection.secured(&tunnel.facts().clone(), fresh);
-        let mut http = attempt.is_http.then(|| Exchanges::new(connection.edge(), Direction::Outbound));
-        if let Some(http) = &mut http {
-            http.application_said(&early.bytes, attempt.begun);
+        let mut http = attempt.is_http.then(|| connection.follow_http());
+        if let (Some(http), Some(since)) = (&mut http, early.since) {
+            http.application_said(&early.bytes, since);
         }
         let already = early.bytes.len() as u64;
         early.bytes = Vec::new();

@@ -154,7 +154,8 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> 
     socket.set_tcp_nodelay(true)?;
     set_keepalive(&socket)?;
     if address.ip().is_loopback() {
-        socket.set_tcp_congestion(CONGESTION_IN_POD)?;
+        // It saves time, and nothing else depends on it.
+        let _ = socket.set_tcp_congestion(CONGESTION_IN_POD);
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

@@ -17,6 +17,7 @@ use super::edges::{Edge, EdgeKey};
 use super::metrics::{DirectionLabels, RefusalLabels};
 use super::records::EgressKey;
 use super::{Direction, EdgeKind, Inner};
+use crate::http::Exchanges;
 
 /// What a line of the access log usually fits into, in bytes.
 const LINE: usize = 1024;
@@ -203,8 +204,12 @@ impl Connection {
         });
     }
 
-    /// The edge that the connection counts at. It stays the same from [`Self::secured`] on.
-    pub(crate) fn edge(&mut self) -> Arc<Edge> {
+    /// Follows the HTTP/1.1 of the connection, which counts at its edge. Call it after [`Self::secured`].
+    pub fn follow_http(&mut self) -> Box<Exchanges> {
+        Exchanges::new(self.edge(), self.direction)
+    }
+
+    fn edge(&mut self) -> Arc<Edge> {
         let workload = |workload: &Option<Arc<str>>, address: SocketAddr| match workload {
             Some(workload) => Arc::clone(workload),
             None => address.ip().to_canonical().to_string().into(),

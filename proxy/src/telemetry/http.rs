@@ -18,7 +18,7 @@ pub(crate) struct HttpCounts {
     /// Requests that took as long as the bound at the same place, or less, and longer than the one before it; the last is
     /// of those beyond all bounds.
     by_duration: [AtomicU64; BOUNDS.len() + 1],
-    microseconds: AtomicU64,
+    nanoseconds: AtomicU64,
     not_followed: AtomicU64,
 }
 
@@ -35,7 +35,7 @@ impl HttpCounts {
         if let Some(count) = self.by_duration.get(bucket) {
             count.fetch_add(1, Relaxed);
         }
-        self.microseconds.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        self.nanoseconds.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// A connection that spoke something else than was declared, or in a way that can be understood in two.
@@ -49,11 +49,11 @@ impl HttpCounts {
     }
 
     /// Seconds of all requests together, and how many there were up to each bound (and above the one before it); the last
-    /// bound is the greatest number there is.
+    /// bound is infinite.
     pub(crate) fn durations(&self) -> (f64, Vec<(f64, u64)>) {
-        let bounds = BOUNDS.into_iter().chain([f64::MAX]);
+        let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
         let counts = bounds.zip(self.by_duration.iter().map(|count| count.load(Relaxed)));
-        (Duration::from_micros(self.microseconds.load(Relaxed)).as_secs_f64(), counts.collect())
+        (Duration::from_nanos(self.nanoseconds.load(Relaxed)).as_secs_f64(), counts.collect())
     }
 
     /// Connections that could not be followed to their end.

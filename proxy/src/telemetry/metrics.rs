@@ -215,7 +215,7 @@ impl Collector for EdgeCollector {
 /// Of HTTP/1.1, where there was any.
 fn encode_http(encoder: &mut DescriptorEncoder<'_>, rows: &[Arc<Edge>]) -> Result<(), Error> {
     let counted: Vec<_> = rows.iter().filter_map(|edge| Some((labels(edge).to_vec(), edge.http_so_far()?))).collect();
-    let help = "HTTP/1.1 requests, by the class of the answer's status; none: never answered";
+    let help = "HTTP/1.1 requests between meshed pods, by the class of the answer's status; none: never answered";
     let mut family = encoder.encode_descriptor("http_requests", help, None, MetricType::Counter)?;
     for (labels, http) in &counted {
         for (class, requests) in http.classes().filter(|(_, requests)| *requests > 0) {

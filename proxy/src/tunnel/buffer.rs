@@ -141,6 +141,11 @@ impl Buffer {
         }
     }
 
+    /// Gives back what is not filled.
+    pub(crate) fn shrink(&mut self) {
+        self.at_end().shrink_to_fit();
+    }
+
     #[cfg(test)]
     pub(crate) fn capacity(&self) -> usize {
         self.data.capacity()

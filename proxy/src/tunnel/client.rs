@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use byrnie_identity::SpiffeId;
 use byrnie_proto::tunnel::{HEADER_LEN, MAX_PAYLOAD, Role, v1};
@@ -76,11 +77,14 @@ async fn secure(
 #[derive(Default)]
 pub(crate) struct Early {
     pub(crate) bytes: Vec<u8>,
+    /// When the first of them were read.
+    pub(crate) since: Option<Instant>,
     pub(crate) ended: bool,
 }
 
 impl Early {
     fn hear(&mut self, said: &Said<'_>) {
+        self.since.get_or_insert_with(Instant::now);
         self.bytes.extend_from_slice(said.frame.get(HEADER_LEN..).unwrap_or_default());
         self.ended |= said.ended;
     }

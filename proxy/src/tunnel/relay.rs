@@ -319,6 +319,8 @@ impl<'a> Relay<'a> {
     /// Tunnel to application, until one of them can't go on. `Ready`: something other than bytes was heard.
     fn pump_down(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, End> {
         if self.deliver(cx)?.is_pending() {
+            // Nothing is read until the application has read: that may be never.
+            self.tunnel.tls.shrink_incoming();
             return Ok(Poll::Pending);
         }
         if self.tunnel.session.stream_ended() {

@@ -13,7 +13,6 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::certificates::Generation;
-use crate::http::Exchanges;
 use crate::limits::{CLOSE_NOTIFY, SERVER_IDLE_TUNNEL};
 use crate::model::{AppProtocol, OwnPod};
 use crate::random;
@@ -163,7 +162,7 @@ async fn serve_stream(
     }
     connection.secured(&tunnel.facts().clone(), std::mem::take(fresh));
     let is_http = own.ports.get(&port) == Some(&AppProtocol::Http);
-    let http = is_http.then(|| Exchanges::new(connection.edge(), Direction::Inbound));
+    let http = is_http.then(|| connection.follow_http());
     let mut relay = Relay::new(shared, tunnel, &application, &registered).behind_accept().shown_to(http);
     let end = relay.run().await;
     let (sent, received) = (relay.sent, relay.received);

@@ -225,6 +225,11 @@ impl Tls {
         Ok(self.plaintext.filled())
     }
 
+    /// Gives back the room for records, of which at most one has come in part when all others are decrypted.
+    pub(crate) fn shrink_incoming(&mut self) {
+        self.incoming.shrink();
+    }
+
     /// Takes `count` bytes from the front of what [`Tls::plaintext`] showed.
     pub(crate) fn consume_plaintext(&mut self, count: usize) {
         self.plaintext.consume(count);

@@ -8,10 +8,14 @@
 mod certificates;
 mod tunnel;
 
-use byrnie_identity::{SpiffeId, TrustBundle, TrustDomain};
+use std::time::Instant;
+
+use byrnie_identity::{Clock, SpiffeId, TrustBundle, TrustDomain};
 use byrnie_proto::mesh::v1::WatchResponse;
 use byrnie_proto::mesh::v1::resource::Body;
+use byrnie_proxy::config::AccessLog;
 use byrnie_proxy::model::{Destination, OwnPod};
+use byrnie_proxy::telemetry::{Direction, Telemetry};
 use byrnie_proxy::tunnel::client_hello::{ClientHelloReader, FirstBytes};
 use prost::Message;
 
@@ -26,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     ("tunnel_frames", tunnel_frames),
     ("tunnel_session", tunnel_session),
     ("client_hello", client_hello),
+    ("http", http),
     ("spiffe_id", spiffe_id),
     ("certificate", certificate),
     ("chain", chain),
@@ -44,6 +49,29 @@ pub fn client_hello(bytes: &[u8]) {
         .find(|first| *first != FirstBytes::Incomplete)
         .unwrap_or(FirstBytes::Incomplete);
     assert_eq!(whole, one_by_one);
+}
+
+/// Requests in HTTP/1.1, a zero byte, and their answers: what is counted does not depend on how they are cut.
+pub fn http(bytes: &[u8]) {
+    let asked = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let heard = bytes.get(asked.len() + 1..).unwrap_or_default();
+    assert_eq!(counted(asked, heard, usize::MAX), counted(asked, heard, 1));
+}
+
+/// The lines of the metrics for a conversation whose pieces have `size` bytes.
+fn counted(asked: &[u8], heard: &[u8], size: usize) -> Vec<String> {
+    let telemetry = Telemetry::new(&AccessLog::Off, Clock::system()).unwrap();
+    let [source, destination] = ["10.1.0.5:40000", "10.1.0.6:80"].map(|address| address.parse().unwrap());
+    let mut connection = telemetry.connection(Direction::Outbound, source, destination);
+    let mut exchanges = connection.follow_http();
+    let now = Instant::now();
+    asked.chunks(size).for_each(|piece| exchanges.application_said(piece, now));
+    heard.chunks(size).for_each(|piece| exchanges.application_hears(piece, now));
+    drop(exchanges);
+    let text = telemetry.metrics().encode();
+    let counters = ["byrnie_http_requests_total{", "byrnie_http_connections_not_followed_total{"];
+    let counted = text.lines().filter(|line| counters.iter().any(|counter| line.starts_with(counter)));
+    counted.map(str::to_owned).collect()
 }
 
 /// A SPIFFE ID is what was written, or is refused.
