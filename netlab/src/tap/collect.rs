@@ -36,7 +36,8 @@ const RECORD_HEADER: usize = 5;
 /// No sender has more under way (RFC 7323, 2.3).
 const MAX_WINDOW: u32 = 1 << 30;
 
-/// A filter in classic BPF (socket(7), packet(7)): what goes out through a port came in through another, and needs no place in the queue.
+/// A filter in classic BPF (socket(7), packet(7)): what goes out through a port came in through another, and needs no place
+/// in the queue.
 fn not_outgoing() -> [SockFilter; 4] {
     let kind = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE).cast_unsigned();
     let code = |code: u32| u16::try_from(code).unwrap_or_default();

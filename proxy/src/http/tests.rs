@@ -11,6 +11,7 @@ use crate::telemetry::{HttpCounts, Telemetry};
 
 /// A connection that is followed, and the edge that it counts at.
 struct Followed {
+    telemetry: Telemetry,
     edge: Arc<Edge>,
     exchanges: Box<Exchanges>,
     now: Instant,
@@ -28,7 +29,7 @@ impl Followed {
         let telemetry = Telemetry::new(&AccessLog::Off, byrnie_identity::Clock::system()).unwrap();
         let [source, destination] = ["10.1.0.5:40000", "10.1.0.6:80"].map(|address| address.parse().unwrap());
         let exchanges = telemetry.connection(Direction::Outbound, source, destination).follow_http();
-        Followed { edge: exchanges.edge.clone(), exchanges, now: Instant::now() }
+        Followed { telemetry, edge: exchanges.edge.clone(), exchanges, now: Instant::now() }
     }
 
     fn asks(&mut self, bytes: impl AsRef<[u8]>) -> &mut Followed {
@@ -183,13 +184,9 @@ fn what_is_not_clearly_http_1_is_counted_as_such_and_followed_no_further() {
 
 #[test]
 fn the_histogram_has_a_bucket_for_all_that_is_slower_than_its_bounds() {
-    let telemetry = Telemetry::new(&AccessLog::Off, byrnie_identity::Clock::system()).unwrap();
-    let [source, destination] = ["10.1.0.5:40000", "10.1.0.6:80"].map(|address| address.parse().unwrap());
-    let mut exchanges = telemetry.connection(Direction::Outbound, source, destination).follow_http();
-    let now = Instant::now();
-    exchanges.application_said(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", now);
-    exchanges.application_hears(b"HTTP/1.1 204 No Content\r\n\r\n", now + Duration::from_secs(60));
-    let text = telemetry.metrics().encode();
+    let mut followed = Followed::new();
+    followed.asks("GET / HTTP/1.1\r\nHost: a\r\n\r\n").after(60_000).hears("HTTP/1.1 204 No Content\r\n\r\n");
+    let text = followed.telemetry.metrics().encode();
     let buckets: Vec<&str> =
         text.lines().filter(|line| line.contains("http_request_duration_seconds_bucket")).collect();
     assert!(buckets.iter().any(|line| line.contains("le=\"10.0\"") && line.ends_with(" 0")), "{buckets:#?}");

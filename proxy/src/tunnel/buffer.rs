@@ -56,13 +56,11 @@ impl Default for ReadSize {
 pub(crate) struct Buffer {
     data: Vec<u8>,
     start: usize,
-    /// What lies behind was written once, and need not be zeroed again for who wants to write there.
-    end: usize,
 }
 
 impl Buffer {
     pub(crate) fn len(&self) -> usize {
-        self.end - self.start
+        self.data.len() - self.start
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -70,24 +68,25 @@ impl Buffer {
     }
 
     pub(crate) fn filled(&self) -> &[u8] {
-        self.data.get(self.start..self.end).unwrap_or_default()
+        self.data.get(self.start..).unwrap_or_default()
     }
 
     pub(crate) fn filled_mut(&mut self) -> &mut [u8] {
-        self.data.get_mut(self.start..self.end).unwrap_or_default()
+        self.data.get_mut(self.start..).unwrap_or_default()
     }
 
     /// Drops `count` bytes from the front.
     pub(crate) fn consume(&mut self, count: usize) {
-        self.start = (self.start + count).min(self.end);
-        if self.is_empty() {
-            (self.start, self.end) = (0, 0);
+        self.start = (self.start + count).min(self.data.len());
+        if self.start == self.data.len() {
+            self.data.clear();
+            self.start = 0;
         }
     }
 
     pub(crate) fn extend(&mut self, bytes: &[u8]) {
-        self.at_end().extend_from_slice(bytes);
-        self.end = self.data.len();
+        self.compact();
+        self.data.extend_from_slice(bytes);
     }
 
     /// Appends what lies behind the first `count` bytes of `pieces`.
@@ -100,7 +99,8 @@ impl Buffer {
 
     /// Makes room for `room` more bytes, and no more than that.
     pub(crate) fn reserve(&mut self, room: usize) {
-        self.at_end().reserve_exact(room);
+        self.compact();
+        self.data.reserve_exact(room);
     }
 
     /// Lets `read` append to the end, with room for at least `room` bytes. `read` returns how many it appended.
@@ -110,9 +110,7 @@ impl Buffer {
         read: impl FnOnce(&mut Vec<u8>) -> io::Result<usize>,
     ) -> io::Result<usize> {
         self.reserve(room);
-        let count = read(&mut self.data);
-        self.end = self.data.len();
-        count
+        read(&mut self.data)
     }
 
     /// Lets `write` fill up to `room` bytes at the end; it returns how many it filled.
@@ -122,16 +120,16 @@ impl Buffer {
         write: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Result<(), E> {
         self.compact();
-        let most = self.end + room;
-        if self.end == 0 && self.data.len() < most {
+        let before = self.data.len();
+        if before == 0 {
             // The allocator knows which of its memory is zeroed already.
-            self.data = vec![0; most];
-        } else if self.data.len() < most {
-            self.data.resize(most, 0);
+            self.data = vec![0; room];
+        } else {
+            self.data.resize(before + room, 0);
         }
-        let written = write(self.data.get_mut(self.end..most).unwrap_or_default())?;
-        self.end = (self.end + written).min(most);
-        Ok(())
+        let written = write(self.data.get_mut(before..).unwrap_or_default());
+        self.data.truncate(before + written.as_ref().map_or(0, |count| (*count).min(room)));
+        written.map(drop)
     }
 
     /// Gives the memory back if there is nothing in it.
@@ -143,7 +141,8 @@ impl Buffer {
 
     /// Gives back what is not filled.
     pub(crate) fn shrink(&mut self) {
-        self.at_end().shrink_to_fit();
+        self.compact();
+        self.data.shrink_to_fit();
     }
 
     #[cfg(test)]
@@ -151,24 +150,17 @@ impl Buffer {
         self.data.capacity()
     }
 
-    /// The memory, which ends where the bytes do.
-    fn at_end(&mut self) -> &mut Vec<u8> {
-        self.compact();
-        self.data.truncate(self.end);
-        &mut self.data
-    }
-
     fn compact(&mut self) {
         if self.start > 0 {
-            self.data.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.len());
+            self.data.drain(..self.start);
+            self.start = 0;
         }
     }
 }
 
 impl From<Vec<u8>> for Buffer {
     fn from(data: Vec<u8>) -> Buffer {
-        Buffer { end: data.len(), data, start: 0 }
+        Buffer { data, start: 0 }
     }
 }
 
