@@ -70,7 +70,7 @@ impl CaptureExclusions {
         })
     }
 
-    /// The arguments of `byrnie-proxy capture apply` that say them; [`Self::from_arguments`] reads them back.
+    /// The arguments of `byrnie-capture apply` that say them; [`Self::from_arguments`] reads them back.
     pub fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
         let mut say = |flag: &str, values: Vec<String>| {
@@ -126,7 +126,7 @@ const OUTBOUND_CIDRS: &str = "--exclude-outbound-cidrs";
 const UIDS: &str = "--exclude-uids";
 const INTERFACES: &str = "--exclude-interfaces";
 
-/// Options of `capture apply`, and the annotations that say the same.
+/// Options of `byrnie-capture apply`, and the annotations that say the same.
 const FLAGS: [(&str, &str); 5] = [
     (INBOUND_PORTS, labels::EXCLUDE_INBOUND_PORTS),
     (OUTBOUND_PORTS, labels::EXCLUDE_OUTBOUND_PORTS),

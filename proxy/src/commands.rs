@@ -7,10 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use byrnie_redirect::CaptureError;
-use byrnie_redirect::command::{self, CaptureCommand, CommandError, Done};
-
-use crate::config::{Command, CommandLine, NoOptions};
+use crate::config::{Command, CommandLine};
 use crate::{readiness, run};
 
 /// Does what the command line says; errors go to standard error.
@@ -18,7 +15,6 @@ pub fn main(line: CommandLine) -> ExitCode {
     let result = match line.command {
         None => run::run(line.options).map_err(|error| (error.exit_code(), error.to_string())),
         Some(Command::ProveCapture) => return prove_capture(),
-        Some(Command::Capture(command)) => capture(command),
         Some(Command::Drain(args)) => drain(&args.admin_socket),
     };
     match result {
@@ -48,25 +44,6 @@ fn prove_capture() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn capture(command: CaptureCommand<NoOptions>) -> Result<(), Failed> {
-    let done = command::run(command).map_err(|error| {
-        let code = if matches!(error, CommandError::Capture(CaptureError::Invalid(_))) { 2 } else { 1 };
-        (code, error.to_string())
-    })?;
-    match done {
-        Done::Said(text) => println!("{text}"),
-        Done::Shown(NoOptions {}, states) => {
-            for state in &states {
-                print!("{state}");
-            }
-            if states.iter().any(|state| state.is_present() && !state.is_complete()) {
-                return Err((1, "the rules are not a whole rule set of any configuration".to_owned()));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// For the proxy to answer on its socket; it does so at once.

@@ -11,7 +11,6 @@ use std::time::Duration;
 use byrnie_identity::TrustDomain;
 use byrnie_proto::probes::Probes;
 use byrnie_redirect::Exempt;
-use byrnie_redirect::command::CaptureCommand;
 use clap::{Args, Parser, Subcommand};
 
 mod check;
@@ -25,9 +24,8 @@ use check::{Check, access_log, credential, own_directory};
     version,
     about = "The sidecar proxy of the Byrnie service mesh",
     long_about = "The sidecar proxy of the Byrnie service mesh.\n\n\
-        Runs beside one application, in the same network namespace. Capture (`byrnie-proxy capture apply`, or \
-        `byrnie capture apply`) brings it every \
-        TCP connection that the application opens or receives; between two pods of the mesh it carries them in \
+        Runs beside one application, in the same network namespace. Capture (`byrnie capture apply`, or `byrnie-capture` \
+        in a container) brings it every TCP connection that the application opens or receives; between two pods of the mesh it carries them in \
         mutually authenticated TLS. It makes its own private key, which never leaves the machine, and gets its \
         certificate from the control plane.",
     after_long_help = "EXAMPLE\n  \
@@ -40,8 +38,7 @@ use check::{Check, access_log, credential, own_directory};
         SIGTERM or SIGINT: say that no new connection is wanted, end when the open ones have (or after \
         --drain-timeout). A second one: end at once.\n\n\
         EXIT CODES\n  \
-        0  ended as asked\n  1  could not run (a port is taken), or the answer is no: capture can't be put in place, or was \
-        not seen to work\n  \
+        0  ended as asked\n  1  could not run (a port is taken), or the answer is no: capture was not seen to work\n  \
         2  the command line or a file that it names is wrong",
     args_conflicts_with_subcommands = true,
     args_override_self = true
@@ -61,17 +58,10 @@ pub enum Command {
     /// Dials the address that only capture can answer, as an application would; exit 0: captured, 1: not.
     #[command(hide = true)]
     ProveCapture,
-    /// Traffic capture in the network namespace that this runs in (needs CAP_NET_ADMIN there); as `byrnie capture`.
-    #[command(subcommand)]
-    Capture(CaptureCommand<NoOptions>),
     /// Asks the proxy that runs to drain, and returns when it has begun: it tells its peers, is not ready any more, and
     /// goes on carrying connections until SIGTERM. A proxy that is gone already is no error.
     Drain(DrainArgs),
 }
-
-/// For a command without choices.
-#[derive(Debug, Args)]
-pub struct NoOptions {}
 
 /// `byrnie-proxy drain`.
 #[derive(Debug, Args)]

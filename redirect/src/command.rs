@@ -1,5 +1,5 @@
-//! `capture apply|remove|show`, once for every program that has it: `byrnie` for people, and `byrnie-proxy` for the
-//! container that sets a pod's capture up, whose image holds nothing else.
+//! `capture apply|remove|show`, once for both programs that have it: `byrnie` for people, and `byrnie-capture` for
+//! the container that sets a pod's capture up.
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;

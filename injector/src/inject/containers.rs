@@ -44,7 +44,7 @@ impl Parts<'_> {
             ..confined()
         };
         Container {
-            command: Some(words(&[BINARY, "capture", "apply"])),
+            command: Some(words(&["/byrnie-capture", "apply"])),
             args: Some(args),
             security_context: Some(security),
             // It may change the pod's network: which image does that is not the pod's author's to say.

@@ -80,6 +80,7 @@ fn main() -> ExitCode {
         endings: [what_the_proxy_wrote_before_it_closed_arrives_whole],
         proof: [
             capture_that_was_just_applied_is_seen_to_work_and_leaves_the_port_free,
+            the_program_of_the_first_container_applies_shows_removes_and_refuses,
             without_rules_or_with_others_the_proof_fails_and_says_what_was_seen,
             a_port_that_somebody_has_proves_capture_only_if_it_is_a_proxy,
         ],

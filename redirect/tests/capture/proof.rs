@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use byrnie_netlab::harness::Verdict;
-use byrnie_netlab::{Entered, Lab, Privileges};
+use byrnie_netlab::{Entered, Lab, Privileges, RunAs};
 use byrnie_redirect::command::{self, ApplyArgs, CaptureCommand, Done};
 use byrnie_redirect::{Capture, CaptureConfig, Choice, Exempt, NfTables, PROXY_MARK, PROXY_UID, ProofError, prove};
 use clap::Args;
@@ -47,6 +47,30 @@ pub(crate) fn capture_that_was_just_applied_is_seen_to_work_and_leaves_the_port_
         assert!(text.starts_with(begins) && text.contains("192.0.2.100:1 and [100::b:1]:1"), "{text}");
         // As a proxy listens that starts in the next moment.
         drop(pod.listen("127.0.0.1:15001".parse().unwrap()).unwrap());
+    }
+    Verdict::Passed
+}
+
+pub(crate) fn the_program_of_the_first_container_applies_shows_removes_and_refuses(entered: &Entered) -> Verdict {
+    let (_lab, pod, exempt) = pod(entered);
+    let program = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("byrnie-capture");
+    let exempt = exempt.to_string();
+    let says = |arguments: &[&str]| {
+        let output = pod.command(&program).args(arguments).user(RunAs::Operator).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
+    };
+    let steps: [(&[&str], i32, &str); 6] = [
+        (&["apply", "--prove", "--exempt", &exempt], 0, "capture is in place, and was seen to work"),
+        (&["show"], 0, "redirect to :15001 comment \"capture\""),
+        (&["remove"], 0, "capture is gone"),
+        (&["remove"], 0, "there was no capture"),
+        (&["apply", "--outbound-port", "15003"], 2, "byrnie-capture: "),
+        (&["apply", "--exempt", "gid"], 2, "--exempt"),
+    ];
+    for (arguments, code, words) in steps {
+        let (found, text) = says(arguments);
+        assert!(found == Some(code) && text.contains(words), "{arguments:?}: {found:?} {text}");
     }
     Verdict::Passed
 }

@@ -147,7 +147,7 @@ fn a_pod_is_kept_without_what_nobody_needs() {
             "nodeName": "n1", "serviceAccountName": "web",
             "volumes": [{"name": "v", "emptyDir": {}}],
             "initContainers": [
-                {"name": "byrnie-capture", "command": ["/byrnie-proxy", "capture"], "args": ["--exclude-inbound-ports", "9"], "env": [{"name": "X", "value": "secret"}]},
+                {"name": "byrnie-capture", "command": ["/byrnie-capture", "apply"], "args": ["--exclude-inbound-ports", "9"], "env": [{"name": "X", "value": "secret"}]},
                 {"name": "byrnie-proxy", "restartPolicy": "Always", "args": ["--state"]},
             ],
             "containers": [{"name": "c", "image": "i", "command": ["run", "--password=x"], "env": [{"name": "PASSWORD", "value": "secret"}], "ports": [{"name": "http", "containerPort": 80}]}],
