@@ -86,6 +86,18 @@ pub enum CommandError {
     /// They are in place, and do not do what they should.
     #[error("the capture rules are in place, but were not seen to work: {0}")]
     Proof(#[from] ProofError),
+    /// Somebody has changed them.
+    #[error("the rules are not a whole rule set of any configuration")]
+    NotWhole,
+}
+
+/// Whether the rules that `show` has found are whole, where there are some: to be asked when they have been shown.
+///
+/// # Errors
+/// [`CommandError::NotWhole`].
+pub fn require_whole(states: &[CaptureState]) -> Result<(), CommandError> {
+    let damaged = states.iter().any(|state| state.is_present() && !state.is_complete());
+    if damaged { Err(CommandError::NotWhole) } else { Ok(()) }
 }
 
 /// Does it, in the network namespace of the calling thread.

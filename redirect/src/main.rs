@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use byrnie_redirect::CaptureError;
-use byrnie_redirect::command::{CaptureCommand, CommandError, Done, run};
+use byrnie_redirect::command::{CaptureCommand, CommandError, Done, require_whole, run};
 use clap::{Args, Parser};
 
 /// The command line of `byrnie-capture`.
@@ -34,24 +34,19 @@ struct CommandLine {
 struct NoOptions {}
 
 fn main() -> ExitCode {
-    let states = match run(CommandLine::parse().command) {
-        Ok(Done::Said(text)) => {
-            println!("{text}");
-            return ExitCode::SUCCESS;
+    let Err(error) = done(CommandLine::parse().command) else { return ExitCode::SUCCESS };
+    eprintln!("byrnie-capture: {error}");
+    let usage = matches!(error, CommandError::Capture(CaptureError::Invalid(_)));
+    ExitCode::from(if usage { 2 } else { 1 })
+}
+
+fn done(command: CaptureCommand<NoOptions>) -> Result<(), CommandError> {
+    match run(command)? {
+        Done::Said(text) => println!("{text}"),
+        Done::Shown(NoOptions {}, states) => {
+            states.iter().for_each(|state| print!("{state}"));
+            require_whole(&states)?;
         }
-        Ok(Done::Shown(NoOptions {}, states)) => states,
-        Err(error) => {
-            eprintln!("byrnie-capture: {error}");
-            let usage = matches!(error, CommandError::Capture(CaptureError::Invalid(_)));
-            return ExitCode::from(if usage { 2 } else { 1 });
-        }
-    };
-    for state in &states {
-        print!("{state}");
     }
-    if states.iter().any(|state| state.is_present() && !state.is_complete()) {
-        eprintln!("byrnie-capture: the rules are not a whole rule set of any configuration");
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
+    Ok(())
 }

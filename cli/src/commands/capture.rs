@@ -27,10 +27,7 @@ pub(super) fn run(command: CaptureCommand<ListArgs>) -> Result<Exit, Failure> {
             };
             let rules: Vec<_> = states.iter().flat_map(views).collect();
             print_list(&rules, args.output, "There is no capture in this network namespace.")?;
-            if states.iter().any(|state| state.is_present() && !state.is_complete()) {
-                return Err(Failure::new(Exit::Negative, "the rules are not a whole rule set of any configuration")
-                    .next("byrnie capture apply"));
-            }
+            command::require_whole(&states).map_err(|error| failure(error).next("byrnie capture apply"))?;
         }
     }
     Ok(Exit::Success)
@@ -39,7 +36,9 @@ pub(super) fn run(command: CaptureCommand<ListArgs>) -> Result<Exit, Failure> {
 fn failure(error: CommandError) -> Failure {
     let exit = match &error {
         CommandError::Capture(CaptureError::Invalid(_)) => Exit::Usage,
-        CommandError::Capture(CaptureError::Differs { .. }) | CommandError::Proof(_) => Exit::Negative,
+        CommandError::Capture(CaptureError::Differs { .. }) | CommandError::Proof(_) | CommandError::NotWhole => {
+            Exit::Negative
+        }
         CommandError::Capture(CaptureError::Refused { .. } | CaptureError::NoBackEnd { .. }) => Exit::KernelCannot,
         CommandError::Capture(_) => Exit::Refused,
     };
