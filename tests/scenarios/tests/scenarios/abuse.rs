@@ -155,18 +155,34 @@ pub(crate) async fn idle_connections_give_back_what_they_took(world: World) {
             (many < OF_ONE || memory().iter().enumerate().all(|(number, now)| *now <= kept(number))).then_some(())
         })
         .await;
-        after.push(memory());
+        after.push(settled(&memory).await);
         println!(
             "round {round}: {many} idle connections: {before:?} KiB before, {held:?} with them, {:?} after",
             after[round]
         );
     }
     // What is kept does not grow by a tenth of what one round takes, or of what was kept at first. How much of it the
-    // allocator has given back by then differs from round to round.
+    // allocator can give back differs from round to round.
     for number in 0..before.len() {
         let (first, last) = (after[0][number].max(after[1][number]), after[3][number].min(after[4][number]));
         assert!(last <= first + taken[number].max(first) / 10, "memory that is never given back: {after:?}");
     }
+}
+
+/// KiB of each proxy once none of them has given anything back for a second, or after ten.
+async fn settled(memory: impl Fn() -> Vec<u64>) -> Vec<u64> {
+    const STILL: u32 = 5;
+    let (mut least, mut still) = (memory(), 0);
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let now = memory();
+        still = if now.iter().zip(&least).any(|(now, least)| now < least) { 0 } else { still + 1 };
+        least = now.iter().zip(&least).map(|(now, least)| *now.min(least)).collect();
+        if still == STILL {
+            break;
+        }
+    }
+    least
 }
 
 /// A connection on which one word has gone there and back.
