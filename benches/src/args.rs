@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// How long each load waits for the machine to become quiet.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(crate) patience: u64,
+    /// TCP congestion control of all pods: Linux's own default, whatever this machine's is, so that machines compare.
+    #[arg(long, value_name = "NAME", default_value = "cubic")]
+    pub(crate) congestion_control: String,
     /// Directory for report.md and report.json; `target/benches` unless told.
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
@@ -107,7 +110,7 @@ mod tests {
         let args = Args::try_parse_from(["benches"]).expect("the defaults");
         assert_eq!(args.chosen_rows(), Row::ALL);
         assert_eq!(args.chosen_contestants(), Contestant::ALL);
-        assert_eq!(args.rounds, 5);
+        assert_eq!((args.rounds, args.congestion_control.as_str()), (5, "cubic"));
     }
 
     #[test]

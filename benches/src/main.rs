@@ -154,6 +154,7 @@ fn conditions(args: &Args, machine: &Machine) -> Result<Conditions> {
         when,
         machine: format!("{} × {processor}, {gigabytes:.0} GiB, Linux {kernel}", machine.cores()),
         programs: programs.into_iter().filter_map(|(name, tool)| Some((name, tool.version().ok()?))).collect(),
+        congestion_control: args.congestion_control.clone(),
         rounds: args.rounds,
         seconds: args.seconds,
     })

@@ -18,6 +18,8 @@ pub(crate) struct Conditions {
     pub(crate) machine: String,
     /// Names and versions.
     pub(crate) programs: Vec<(&'static str, String)>,
+    /// TCP congestion control of the pods.
+    pub(crate) congestion_control: String,
     /// How many rounds were measured.
     pub(crate) rounds: u32,
     /// The length of a load.
@@ -36,11 +38,11 @@ pub(crate) struct Report {
 impl Report {
     /// For people.
     pub(crate) fn markdown(&self) -> String {
-        let Conditions { when, machine, programs, rounds, seconds } = &self.conditions;
+        let Conditions { when, machine, programs, congestion_control, rounds, seconds } = &self.conditions;
         let programs: Vec<_> = programs.iter().map(|(name, version)| format!("{name} {version}")).collect();
         let mut text = format!(
-            "Measured {when} on {machine}; {}. Rounds: {rounds}, loads of {seconds} s. Medians, with the least and the greatest; \
-             ratios are medians of the ratios within a round.\n\n",
+            "Measured {when} on {machine}; {}. TCP congestion control: {congestion_control}. Rounds: {rounds}, loads of {seconds} s. \
+             Medians, with the least and the greatest; ratios are medians of the ratios within a round.\n\n",
             programs.join(", ")
         );
         self.figures(&mut text);
@@ -50,7 +52,7 @@ impl Report {
 
     /// For programs: every sample, and what they come to.
     pub(crate) fn json(&self) -> Value {
-        let Conditions { when, machine, programs, rounds, seconds } = &self.conditions;
+        let Conditions { when, machine, programs, congestion_control, rounds, seconds } = &self.conditions;
         let metrics = Metric::ALL.into_iter().filter(|metric| self.has(*metric)).map(|metric| {
             let of = |contestant: &Contestant| {
                 let summary = self.results.summary(*contestant, metric)?;
@@ -78,6 +80,7 @@ impl Report {
             "measured": when,
             "machine": machine,
             "programs": programs.iter().map(|(name, version)| ((*name).to_owned(), json!(version))).collect::<serde_json::Map<_, _>>(),
+            "congestion_control": congestion_control,
             "rounds": rounds,
             "seconds": seconds,
             "wire": wire.collect::<serde_json::Map<_, _>>(),
@@ -247,6 +250,7 @@ mod tests {
             when: "2026-11-28 12:00".to_owned(),
             machine: "two cores".to_owned(),
             programs: vec![("nginx", "1.22.1".to_owned())],
+            congestion_control: "cubic".to_owned(),
             rounds: 1,
             seconds: 5,
         };

@@ -54,7 +54,8 @@ impl<'a> Rig<'a> {
         let lab = Lab::new(entered, "benches").map_err(Failure::new)?;
         let (mut mesh, mut places) = (None, Vec::new());
         for (contestant, number) in args.chosen_contestants().into_iter().zip((FIRST_POD..).step_by(PODS.len())) {
-            let site = needs(contestant).and_then(|()| Site::new(contestant, &lab, directory, number));
+            let site = needs(contestant)
+                .and_then(|()| Site::new(contestant, &lab, directory, number, &args.congestion_control));
             if contestant == Contestant::Byrnie && site.is_ok() {
                 mesh = Some(control_plane(&lab, directory, number)?);
             }

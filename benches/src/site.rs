@@ -53,7 +53,13 @@ pub(crate) enum Clients {
 
 impl Site {
     /// Makes it, with everything but proxies. `number` tells its pods from those of other sites.
-    pub(crate) fn new(contestant: Contestant, lab: &Lab, directory: &Path, number: u8) -> Result<Self> {
+    pub(crate) fn new(
+        contestant: Contestant,
+        lab: &Lab,
+        directory: &Path,
+        number: u8,
+        congestion_control: &str,
+    ) -> Result<Self> {
         let directory = directory.join(contestant.name());
         let mut hosts = Vec::new();
         let ends = if contestant.has_proxies() { &PODS[..] } else { &PODS[..2] };
@@ -62,7 +68,7 @@ impl Site {
             hosts.push(host);
         }
         for host in &hosts {
-            tune(host)?;
+            tune(host, congestion_control)?;
             if contestant.has_proxies() {
                 capture(host)?;
             }
@@ -161,9 +167,11 @@ pub(crate) fn workload(contestant: Contestant, end: &str) -> String {
     format!("{}-{end}", contestant.name())
 }
 
-/// Room for many short connections: source ports, and connection tracking that forgets what was closed.
-fn tune(host: &Host) -> Result<()> {
+/// Room for many short connections: source ports, and connection tracking that forgets what was closed. And the congestion
+/// control, because a machine's own may be one that paces: over a cable of no length that is all one measures then.
+fn tune(host: &Host, congestion_control: &str) -> Result<()> {
     let settings = [
+        ("net/ipv4/tcp_congestion_control", congestion_control),
         ("net/ipv4/ip_local_port_range", "20000 65535"),
         ("net/ipv4/tcp_tw_reuse", "1"),
         ("net/core/somaxconn", "4096"),

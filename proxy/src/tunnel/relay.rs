@@ -275,10 +275,14 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Moves what can be moved now, until both directions wait for a socket.
+    /// Moves what can be moved now, until both directions wait for a socket. What has come to wait is not asked again: it
+    /// has left word of whom to wake, and what the application says does not change what the tunnel has.
     fn pump(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let mut down = Poll::Ready(());
         loop {
-            let down = self.pump_down(cx)?;
+            if down.is_ready() {
+                down = self.pump_down(cx)?;
+            }
             let up = self.pump_up(cx)?;
             if up.is_pending() && down.is_pending() || self.ended() {
                 return Ok(());
