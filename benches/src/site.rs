@@ -167,8 +167,8 @@ pub(crate) fn workload(contestant: Contestant, end: &str) -> String {
     format!("{}-{end}", contestant.name())
 }
 
-/// Room for many short connections: source ports, and connection tracking that forgets what was closed. And the congestion
-/// control, because a machine's own may be one that paces: over a cable of no length that is all one measures then.
+/// Room for many short connections: source ports, and connection tracking that forgets what was closed. And the
+/// congestion control, because a machine's own may be one that paces: over a cable of no length that is all one measures.
 fn tune(host: &Host, congestion_control: &str) -> Result<()> {
     let settings = [
         ("net/ipv4/tcp_congestion_control", congestion_control),
@@ -180,7 +180,7 @@ fn tune(host: &Host, congestion_control: &str) -> Result<()> {
     let set = || {
         settings.into_iter().try_for_each(|(name, value)| {
             let path = format!("/proc/sys/{name}");
-            fs::write(&path, value).map_err(doing(path))
+            fs::write(&path, value).map_err(doing(format_args!("writing {value:?} to {path}")))
         })
     };
     host.run(set).map_err(doing("entering a pod"))?

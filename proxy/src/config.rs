@@ -26,8 +26,8 @@ use check::{Check, access_log, credential, own_directory};
     long_about = "The sidecar proxy of the Byrnie service mesh.\n\n\
         Runs beside one application, in the same network namespace. Capture (`byrnie capture apply`, or `byrnie-capture` \
         in a container) brings it every TCP connection that the application opens or receives; between two pods of the \
-        mesh it carries them in mutually authenticated TLS. It makes its own private key, which never leaves the machine, and gets its \
-        certificate from the control plane.",
+        mesh it carries them in mutually authenticated TLS. It makes its own private key, which never leaves the \
+        machine, and gets its certificate from the control plane.",
     after_long_help = "EXAMPLE\n  \
         A proxy beside an application, outside of Kubernetes. The token comes from `byrnie token create`, the trust \
         bundle from `byrnie identity bundle`:\n\n    \

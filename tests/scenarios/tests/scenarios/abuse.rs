@@ -169,20 +169,16 @@ pub(crate) async fn idle_connections_give_back_what_they_took(world: World) {
     }
 }
 
-/// KiB of each proxy once none of them has given anything back for a second, or after ten.
+/// The least KiB of each proxy, once none of them has given anything back for a second.
 async fn settled(memory: impl Fn() -> Vec<u64>) -> Vec<u64> {
-    const STILL: u32 = 5;
-    let (mut least, mut still) = (memory(), 0);
-    for _ in 0..50 {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let now = memory();
-        still = if now.iter().zip(&least).any(|(now, least)| now < least) { 0 } else { still + 1 };
-        least = now.iter().zip(&least).map(|(now, least)| *now.min(least)).collect();
-        if still == STILL {
-            break;
-        }
-    }
-    least
+    let mut least = memory();
+    eventually("no proxy gives memory back any more", Duration::from_secs(2), async || {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = least.clone();
+        least = least.iter().zip(memory()).map(|(least, now)| now.min(*least)).collect();
+        (least == before).then_some(before)
+    })
+    .await
 }
 
 /// A connection on which one word has gone there and back.
