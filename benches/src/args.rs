@@ -13,6 +13,7 @@ use crate::rows::Row;
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "benches",
+    args_conflicts_with_subcommands = true,
     about = "Byrnie beside its peers: the same loads through each, in turns, on one machine",
     long_about = "Byrnie beside its peers: the same loads through each, in turns, on one machine.\n\n\
         Every contestant gets two network namespaces joined by a veth, the same redirect rules at both ends (those of \

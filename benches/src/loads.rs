@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 use std::process::Output;
-use std::time::Duration;
 
 use byrnie_netlab::{Host, RunAs};
 
@@ -42,10 +41,4 @@ fn printed(host: &Host, program: PathBuf, arguments: &[String]) -> Result<String
 /// A runtime for a load of our own, on the calling thread.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("a runtime"))
-}
-
-/// The nearest rank of sorted samples, in milliseconds; `None` where there are none.
-pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> Option<f64> {
-    let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
-    sorted.get(at).map(|sample| sample.as_secs_f64() * 1000.0)
 }

@@ -15,6 +15,7 @@ mod results;
 mod rig;
 mod rows;
 mod site;
+mod statistics;
 mod tools;
 mod wire;
 

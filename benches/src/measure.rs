@@ -115,7 +115,9 @@ fn followed(site: &Site, length: Duration) -> Result<Figures> {
 fn rate(site: &Site, length: Duration) -> Result<Figures> {
     let to = site.at(http::PORT)?;
     let (found, cpu) = warm(site, length, |length| open_loop::run(site.client(), to, length))?;
-    let mut figures = vec![(Metric::RateP50, Outcome::Value(found.p50)), (Metric::RateP99, Outcome::Value(found.p99))];
+    let percentiles =
+        [(Metric::RateP50, found.p50), (Metric::RateP99, found.p99), (Metric::RateP99OfSeconds, found.p99_of_seconds)];
+    let mut figures: Figures = percentiles.map(|(metric, value)| (metric, Outcome::Value(value))).into();
     figures.extend(per_10k(Metric::RateCpu, found.count, cpu));
     Ok(figures)
 }
@@ -132,7 +134,7 @@ fn h2c(site: &Site, length: Duration) -> Result<Figures> {
     Ok(of_requests(Metric::H2cRequests, Metric::H2cCpu, requests, cpu))
 }
 
-/// One and eight streams, both ways. The CPU time is of all four together.
+/// One and eight streams, both ways, each from its first byte. The CPU time is of all four together.
 fn bulk(site: &Site, length: Duration) -> Result<Figures> {
     let to = site.at(IPERF_PORT)?;
     let loads = [
@@ -210,22 +212,22 @@ fn in_mib(rss: Metric, pss: Metric, memory: Memory) -> [(Metric, Outcome); 2] {
     [(rss, memory.rss), (pss, memory.pss)].map(|(metric, kib)| (metric, Outcome::Value(kib / 1024.0)))
 }
 
-/// Runs a load once to warm up, then measures it with the CPU seconds that the proxies used for it.
-fn warm<T>(site: &Site, length: Duration, load: impl Fn(Duration) -> Result<T>) -> Result<(T, f64)> {
+/// Runs a load once to warm up, then measures it with the CPU seconds that the proxies, where there are any, used for it.
+fn warm<T>(site: &Site, length: Duration, load: impl Fn(Duration) -> Result<T>) -> Result<(T, Option<f64>)> {
     load(WARM_UP)?;
     let before = cpu_seconds(&site.proxies())?;
     let found = load(length)?;
     let used = cpu_seconds(&site.proxies())? - before;
-    Ok((found, used))
+    Ok((found, site.contestant().has_proxies().then_some(used)))
 }
 
-fn of_requests(rate: Metric, cost: Metric, requests: Requests, cpu: f64) -> Figures {
+fn of_requests(rate: Metric, cost: Metric, requests: Requests, cpu: Option<f64>) -> Figures {
     let mut figures = vec![(rate, Outcome::Value(requests.per_second))];
     figures.extend(per_10k(cost, requests.count, cpu));
     figures
 }
 
 /// The proxies' time for 10,000 requests; nothing where there are no proxies.
-fn per_10k(metric: Metric, count: f64, cpu: f64) -> Option<(Metric, Outcome)> {
-    (cpu > 0.0).then(|| (metric, Outcome::Value(cpu / count * 1e4)))
+fn per_10k(metric: Metric, count: f64, cpu: Option<f64>) -> Option<(Metric, Outcome)> {
+    cpu.map(|cpu| (metric, Outcome::Value(cpu / count * 1e4)))
 }

@@ -12,8 +12,8 @@ use clap::Parser;
 use serde::Serialize;
 
 use crate::failure::{Failure, Result, doing};
-use crate::loads;
 use crate::process::{cpu_seconds, memory};
+use crate::statistics;
 use crate::tools::{self, Tool};
 use client::{Mesh, Seen, Simulated};
 
@@ -52,7 +52,8 @@ struct Figures {
 struct Spread {
     p50_ms: f64,
     p99_ms: f64,
-    last_p99_ms: f64,
+    /// The last proxy's, of the slowest change.
+    slowest_ms: f64,
     /// CPU seconds of the control plane for one change.
     cpu: f64,
 }
@@ -158,15 +159,14 @@ async fn spread(
     Ok(Spread {
         p50_ms: percentile(&mut each, 50),
         p99_ms: percentile(&mut each, 99),
-        last_p99_ms: percentile(&mut last, 99),
+        slowest_ms: percentile(&mut last, 100),
         cpu,
     })
 }
 
 /// Of all of `samples`, in milliseconds.
 fn percentile(samples: &mut [Duration], percent: usize) -> f64 {
-    samples.sort_unstable();
-    loads::percentile(samples, percent).unwrap_or(f64::NAN)
+    statistics::percentile(samples, percent).unwrap_or(f64::NAN)
 }
 
 fn table(all: &[Figures]) -> String {
@@ -177,10 +177,12 @@ fn table(all: &[Figures]) -> String {
         text += &format!("| {title} | {wanted} | {} |\n", values.join(" | "));
     };
     add("certificates/s, clients on the same cores", "", &|one| format!("{:.0}", one.certificates_per_second));
-    add("certificates/s of two cores, clients' CPU apart", "≥ 1,000", &|one| {
+    add("certificates/s of two cores, by the control plane's CPU time", "≥ 1,000", &|one| {
         format!("{:.0}", one.certificates_per_second_of_two_cores)
     });
-    add("`Certify` p50 / p99, ms", "", &|one| format!("{:.1} / {:.1}", one.certify_p50_ms, one.certify_p99_ms));
+    add("`Certify` p50 / p99, 32 at a time, ms", "", &|one| {
+        format!("{:.1} / {:.1}", one.certify_p50_ms, one.certify_p99_ms)
+    });
     add("KiB per connected proxy", "≤ 48", &|one| format!("{:.1}", one.kib_per_proxy));
     add("RSS, MiB", "", &|one| format!("{:.0}", one.rss_mib));
     add("CPU, cores, while nothing changes", "", &|one| format!("{:.3}", one.idle_cpu));
@@ -188,23 +190,12 @@ fn table(all: &[Figures]) -> String {
         add(&format!("{kind}, p50 / p99 of all proxies, ms"), "", &|one| {
             format!("{:.0} / {:.0}", of(one).p50_ms, of(one).p99_ms)
         });
-        add(&format!("{kind}, to the last proxy, p99, ms"), "≤ 1,000", &|one| format!("{:.0}", of(one).last_p99_ms));
+        add(&format!("{kind}, to the last proxy, the slowest change, ms"), "≤ 1,000", &|one| {
+            format!("{:.0}", of(one).slowest_ms)
+        });
         add(&format!("{kind}, CPU s of the control plane"), "", &|one| format!("{:.3}", of(one).cpu));
     };
     add_change("an endpoint's change", |one| &one.endpoint_change);
     add_change("a policy's change", |one| &one.policy_change);
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_percentile_is_a_sample() {
-        let mut samples: Vec<Duration> = (1..=100).rev().map(Duration::from_millis).collect();
-        assert!((percentile(&mut samples, 50) - 50.0).abs() < 1e-9);
-        assert!((percentile(&mut samples, 99) - 99.0).abs() < 1e-9);
-        assert!(percentile(&mut [], 50).is_nan());
-    }
 }

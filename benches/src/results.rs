@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::contestants::Contestant;
 use crate::rows::{Better, Bound, Metric};
+use crate::statistics::spread;
 
 /// How one figure came out in one round.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -90,8 +91,8 @@ impl Results {
         self.samples.extend(derived);
     }
 
-    /// A contestant's figure over all rounds; nothing when it was never tried. One void round voids it: an error is no
-    /// matter of luck.
+    /// A contestant's figure over all rounds; nothing when it was never tried. One void round voids it, and so does one
+    /// that could not be run after others were: an error is no matter of luck.
     pub(crate) fn summary(&self, contestant: Contestant, metric: Metric) -> Option<Summary> {
         let mut values = Vec::new();
         let (mut void, mut not_run, mut busy) = (None, None, 0);
@@ -103,7 +104,7 @@ impl Results {
             }
             busy += usize::from(sample.busy);
         }
-        if let Some(reason) = void {
+        if let Some(reason) = void.or_else(|| not_run.clone().filter(|_| !values.is_empty())) {
             return Some(Summary::Void(reason));
         }
         match spread(&mut values) {
@@ -115,11 +116,16 @@ impl Results {
     }
 
     /// The median over the rounds of one contestant's figure divided by another's; nothing when either is void or was
-    /// not measured, or where the other's is not above zero.
+    /// not measured, or where the other's is not above zero. A difference to `direct` may be near zero in a round, or below
+    /// it: of differences it is the medians that are divided.
     pub(crate) fn ratio(&self, metric: Metric, of: Contestant, to: Contestant) -> Option<f64> {
-        let measured = |one| matches!(self.summary(one, metric), Some(Summary::Measured(_)));
-        if !measured(of) || !measured(to) {
-            return None;
+        let median = |one| match self.summary(one, metric) {
+            Some(Summary::Measured(spread)) => Some(spread.median),
+            _ => None,
+        };
+        let (of_median, to_median) = (median(of)?, median(to)?);
+        if metric.added_to().is_some() {
+            return (to_median > 0.0).then(|| of_median / to_median);
         }
         let in_round = |sample: &Sample| {
             let (Outcome::Value(value), Some(other)) = (&sample.outcome, self.value(sample.round, to, metric)) else {
@@ -166,15 +172,6 @@ impl Results {
     }
 }
 
-/// Median, least and greatest; the median of an even number is the mean of the two in the middle.
-fn spread(values: &mut [f64]) -> Option<(f64, f64, f64)> {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let upper = *values.get(middle)?;
-    let median = if values.len() % 2 == 1 { upper } else { f64::midpoint(*values.get(middle - 1)?, upper) };
-    Some((median, *values.first()?, *values.last()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,13 +200,6 @@ mod tests {
     }
 
     #[test]
-    fn a_median_is_the_one_in_the_middle_or_the_mean_of_two() {
-        assert_eq!(spread(&mut [3.0, 1.0, 2.0]), Some((2.0, 1.0, 3.0)));
-        assert_eq!(spread(&mut [4.0, 1.0, 2.0, 3.0]), Some((2.5, 1.0, 4.0)));
-        assert_eq!(spread(&mut []), None);
-    }
-
-    #[test]
     fn a_ratio_compares_within_a_round_before_it_takes_the_median() {
         // A machine that is half as fast in the second round changes no ratio.
         let results =
@@ -222,6 +212,23 @@ mod tests {
     fn nothing_is_divided_by_zero_or_less() {
         let results = results(&[(Contestant::Byrnie, &[1.0, 1.0]), (Contestant::EnvoyL4, &[0.0, -1.0])]);
         assert_eq!(results.ratio(METRIC, Contestant::Byrnie, Contestant::EnvoyL4), None);
+    }
+
+    #[test]
+    fn a_round_in_which_a_difference_is_negative_makes_no_ratio_of_its_own() {
+        let mut results = Results::default();
+        for (round, byrnie, envoy) in [(1, 0.6, 0.5), (2, -3.0, -2.0), (3, 0.4, 0.8)] {
+            results.add(sample(round, Contestant::Byrnie, Metric::AddedP99, Outcome::Value(byrnie)));
+            results.add(sample(round, Contestant::EnvoyL4, Metric::AddedP99, Outcome::Value(envoy)));
+        }
+        assert_eq!(results.ratio(Metric::AddedP99, Contestant::Byrnie, Contestant::EnvoyL4), Some(0.8));
+    }
+
+    #[test]
+    fn who_stops_in_a_later_round_has_no_figure() {
+        let mut results = results(&[(Contestant::Byrnie, &[120.0, 60.0])]);
+        results.add(sample(3, Contestant::Byrnie, METRIC, Outcome::NotRun("the proxy ended".to_owned())));
+        assert_eq!(results.summary(Contestant::Byrnie, METRIC), Some(Summary::Void("the proxy ended".to_owned())));
     }
 
     #[test]

@@ -61,8 +61,10 @@ pub(crate) enum Metric {
     KeepaliveCpu,
     RateP50,
     RateP99,
+    RateP99OfSeconds,
     AddedP50,
     AddedP99,
+    AddedP99OfSeconds,
     RateCpu,
     Connections,
     ConnectionsCpu,
@@ -124,15 +126,17 @@ pub(crate) struct About {
 
 impl Metric {
     /// In the order of the report.
-    pub(crate) const ALL: [Self; 32] = [
+    pub(crate) const ALL: [Self; 34] = [
         Self::KeepaliveRequests,
         Self::ParsedRequests,
         Self::ParsedCpu,
         Self::KeepaliveCpu,
         Self::RateP50,
         Self::RateP99,
+        Self::RateP99OfSeconds,
         Self::AddedP50,
         Self::AddedP99,
+        Self::AddedP99OfSeconds,
         Self::RateCpu,
         Self::Connections,
         Self::ConnectionsCpu,
@@ -163,7 +167,13 @@ impl Metric {
     pub(crate) fn row(self) -> Row {
         match self {
             Self::KeepaliveRequests | Self::ParsedRequests | Self::ParsedCpu | Self::KeepaliveCpu => Row::Keepalive,
-            Self::RateP50 | Self::RateP99 | Self::AddedP50 | Self::AddedP99 | Self::RateCpu => Row::Rate,
+            Self::RateP50
+            | Self::RateP99
+            | Self::RateP99OfSeconds
+            | Self::AddedP50
+            | Self::AddedP99
+            | Self::AddedP99OfSeconds
+            | Self::RateCpu => Row::Rate,
             Self::Connections | Self::ConnectionsCpu => Row::Connections,
             Self::H2cRequests | Self::H2cCpu => Row::H2c,
             Self::BulkTo1 | Self::BulkTo8 | Self::BulkFrom1 | Self::BulkFrom8 | Self::BulkCpu => Row::Bulk,
@@ -189,6 +199,7 @@ impl Metric {
         match self {
             Self::AddedP50 => Some(Self::RateP50),
             Self::AddedP99 => Some(Self::RateP99),
+            Self::AddedP99OfSeconds => Some(Self::RateP99OfSeconds),
             _ => None,
         }
     }
@@ -218,8 +229,12 @@ impl Metric {
             Self::KeepaliveCpu => about("proxies' CPU s per 10k requests at most", Lower, 3, l4(0.7), relay(0.8)),
             Self::RateP50 => about("1,000 requests/s: p50, ms", Lower, 3, None, None),
             Self::RateP99 => about("1,000 requests/s: p99, ms", Lower, 3, None, None),
+            Self::RateP99OfSeconds => about("1,000 requests/s: p99, median of the seconds, ms", Lower, 3, None, None),
             Self::AddedP50 => about("1,000 requests/s: added p50, ms", Lower, 3, l4(0.8), most(0.15)),
             Self::AddedP99 => about("1,000 requests/s: added p99, ms", Lower, 3, l4(0.8), most(0.3)),
+            Self::AddedP99OfSeconds => {
+                about("1,000 requests/s: added p99, median of the seconds, ms", Lower, 3, l4(0.8), most(0.3))
+            }
             Self::RateCpu => about("proxies' CPU s per 10k requests at 1,000/s", Lower, 3, l4(0.7), relay(0.85)),
             Self::Connections => about("new connections/s", Higher, 0, l4(4.0), relay(1.3)),
             Self::ConnectionsCpu => about("proxies' CPU s per 10k new connections", Lower, 3, None, None),

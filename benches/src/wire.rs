@@ -38,11 +38,14 @@ pub(crate) fn check(lab: &Lab, site: &Site) -> Result<String> {
 }
 
 fn judge(contestant: Contestant, report: &TapReport) -> Result<String> {
-    let TapReport { marker_hits, tls_records, packets, missed, .. } = report;
-    let seen =
-        format!("{packets} packets, {tls_records} TLS records, the request or answer readable {marker_hits} times");
+    let TapReport { marker_hits, tls_records, packets, missed, outside_tls, unfollowed, .. } = report;
+    let seen = format!(
+        "{packets} packets, {tls_records} TLS records, {} bytes outside of them, the request or answer readable \
+         {marker_hits} times",
+        outside_tls + unfollowed
+    );
     let is_well = if contestant.is_mtls() {
-        *marker_hits == 0 && *tls_records >= 2 && *missed == 0
+        *marker_hits == 0 && *tls_records >= 2 && [*outside_tls, *unfollowed, *missed] == [0; 3]
     } else {
         // Once each way.
         *marker_hits >= 2
@@ -68,6 +71,11 @@ mod tests {
         assert!(judge(Contestant::Byrnie, &report(1, 8, 0)).is_err());
         assert!(judge(Contestant::EnvoyL4, &report(0, 0, 0)).is_err());
         assert!(judge(Contestant::EnvoyL4, &report(0, 8, 1)).is_err());
+        let beside = TapReport { outside_tls: 1, ..report(0, 8, 0) };
+        assert!(
+            judge(Contestant::EnvoyL4, &beside).is_err_and(|failure| failure.to_string().contains("1 bytes outside"))
+        );
+        assert!(judge(Contestant::EnvoyL4, &TapReport { unfollowed: 1, ..report(0, 8, 0) }).is_err());
     }
 
     #[test]

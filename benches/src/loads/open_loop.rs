@@ -13,16 +13,19 @@ use nix::sys::prctl;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 
-use super::percentile;
 use super::runtime;
 use crate::failure::{Failure, Result, doing};
 use crate::http;
+use crate::statistics::{percentile, spread};
 
 /// Connections, used one after the other.
 const CONNECTIONS: usize = 64;
 
-/// Between two requests: 1,000 in a second.
-const INTERVAL: Duration = Duration::from_millis(1);
+/// How many requests are due in a second.
+const PER_SECOND: u16 = 1000;
+
+/// Between two of them.
+const INTERVAL: Duration = Duration::from_micros(1_000_000 / PER_SECOND as u64);
 
 /// How long the last answers may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -39,6 +42,8 @@ pub(crate) struct Latencies {
     pub(crate) p50: f64,
     /// Of 100, 99 took no longer, in ms.
     pub(crate) p99: f64,
+    /// The same of the requests that were due within one second: the median of the seconds.
+    pub(crate) p99_of_seconds: f64,
 }
 
 /// When the requests under way on one connection were due, the oldest first.
@@ -95,7 +100,11 @@ fn send(mut writers: Vec<(TcpStream, UnderWay)>, question: &[u8], requests: u128
     Ok(())
 }
 
-async fn receive(readers: Vec<(TcpStream, UnderWay)>, requests: u128, limit: Duration) -> Result<Vec<Duration>> {
+async fn receive(
+    readers: Vec<(TcpStream, UnderWay)>,
+    requests: u128,
+    limit: Duration,
+) -> Result<Vec<(Instant, Duration)>> {
     let (answers, mut times) = tokio::sync::mpsc::unbounded_channel();
     let mut tasks = JoinSet::new();
     for (stream, under_way) in readers {
@@ -103,11 +112,11 @@ async fn receive(readers: Vec<(TcpStream, UnderWay)>, requests: u128, limit: Dur
         tasks.spawn(listen(stream, under_way, answers.clone()));
     }
     drop(answers);
-    let mut latencies = Vec::new();
+    let mut found = Vec::new();
     let all = async {
-        while (latencies.len() as u128) < requests {
+        while (found.len() as u128) < requests {
             tokio::select! {
-                Some(latency) = times.recv() => latencies.push(latency),
+                Some(answer) = times.recv() => found.push(answer),
                 Some(ended) = tasks.join_next() => return Err(ended.unwrap_or_else(Failure::new)),
             }
         }
@@ -115,16 +124,16 @@ async fn receive(readers: Vec<(TcpStream, UnderWay)>, requests: u128, limit: Dur
     };
     match tokio::time::timeout(limit, all).await {
         Ok(done) => done?,
-        Err(_) => return Err(Failure::new(format!("{} of {requests} requests were answered", latencies.len()))),
+        Err(_) => return Err(Failure::new(format!("{} of {requests} requests were answered", found.len()))),
     }
-    Ok(latencies)
+    Ok(found)
 }
 
 /// Times the answers of one connection until it ends; returns why it did.
 async fn listen(
     mut stream: tokio::net::TcpStream,
     under_way: UnderWay,
-    answers: tokio::sync::mpsc::UnboundedSender<Duration>,
+    answers: tokio::sync::mpsc::UnboundedSender<(Instant, Duration)>,
 ) -> Failure {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
@@ -142,7 +151,7 @@ async fn listen(
                     bytes.drain(..length.min(bytes.len()));
                     let due = under_way.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some(due) = due else { return Failure::new("an answer without a question") };
-                    let _ = answers.send(now.saturating_duration_since(due));
+                    let _ = answers.send((due, now.saturating_duration_since(due)));
                 }
                 Ok(Some(http::Answer { status, .. })) => return Failure::new(format!("status {status}")),
                 Ok(None) => break,
@@ -152,13 +161,15 @@ async fn listen(
     }
 }
 
-fn summary(mut latencies: Vec<Duration>) -> Result<Latencies> {
-    latencies.sort_unstable();
-    let count = latencies.len();
-    match (percentile(&latencies, 50), percentile(&latencies, 99)) {
-        (Some(p50), Some(p99)) => {
-            Ok(Latencies { count: f64::from(u32::try_from(count).unwrap_or(u32::MAX)), p50, p99 })
-        }
+/// Of moments at which requests were due, and what each took.
+fn summary(mut answers: Vec<(Instant, Duration)>) -> Result<Latencies> {
+    answers.sort_unstable();
+    let mut latencies: Vec<Duration> = answers.into_iter().map(|(_, latency)| latency).collect();
+    let seconds = latencies.chunks_mut(PER_SECOND.into());
+    let mut of_seconds: Vec<f64> = seconds.filter_map(|second| percentile(second, 99)).collect();
+    let count = f64::from(u32::try_from(latencies.len()).unwrap_or(u32::MAX));
+    match (percentile(&mut latencies, 50), percentile(&mut latencies, 99), spread(&mut of_seconds)) {
+        (Some(p50), Some(p99), Some((p99_of_seconds, ..))) => Ok(Latencies { count, p50, p99, p99_of_seconds }),
         _ => Err(Failure::new("no request was answered")),
     }
 }
@@ -170,10 +181,21 @@ mod tests {
 
     use super::*;
 
+    /// One request after the other, as many in a second as are due, from seconds with so many slow ones.
+    fn load_with(slow: &[usize]) -> Latencies {
+        let begun = Instant::now();
+        let took = |at: usize| if at % 1000 < slow[at / 1000] { 50 } else { 1 };
+        let answers = (0..1000 * slow.len())
+            .rev()
+            .map(|at| (begun + INTERVAL * u32::try_from(at).expect("a small number"), Duration::from_millis(took(at))));
+        summary(answers.collect()).expect("latencies")
+    }
+
     #[test]
-    fn percentiles_are_of_the_nearest_rank() {
-        let hundred = (1..=100).rev().map(Duration::from_millis).collect();
-        assert_eq!(summary(hundred), Ok(Latencies { count: 100.0, p50: 50.0, p99: 99.0 }));
+    fn a_stall_in_one_second_of_three_is_not_in_the_p99_of_seconds_and_one_in_each_is() {
+        let one = load_with(&[0, 60, 0]);
+        assert_eq!((one.count, one.p50, one.p99, one.p99_of_seconds), (3000.0, 1.0, 50.0, 1.0));
+        assert_eq!(load_with(&[11, 11, 0]).p99_of_seconds, 50.0);
         assert!(summary(Vec::new()).is_err());
     }
 

@@ -1,5 +1,6 @@
 //! A control plane on a directory, and proxies that are nothing but their streams: real certificates, real TLS, real gRPC.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -241,10 +242,13 @@ impl Seen {
     }
 }
 
+/// Which proxy was told what, and when.
+type News = (usize, Seen, Instant);
+
 /// Connected proxies.
 pub(super) struct Simulated {
     count: usize,
-    news: mpsc::UnboundedReceiver<Result<(Seen, Instant)>>,
+    news: mpsc::UnboundedReceiver<Result<News>>,
     _tasks: JoinSet<()>,
 }
 
@@ -254,11 +258,11 @@ impl Simulated {
         let (verifier, count) = (mesh.verifier()?, svids.len());
         let (tell, news) = mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
-        for svid in svids {
+        for (proxy, svid) in svids.into_iter().enumerate() {
             let channel = channel(mesh.address, Some(&svid), &verifier).await?;
             let tell = tell.clone();
             tasks.spawn(async move {
-                if let Err(failure) = watch(channel, &svid, &tell).await {
+                if let Err(failure) = watch(channel, proxy, &svid, &tell).await {
                     let _ = tell.send(Err(failure));
                 }
             });
@@ -273,24 +277,24 @@ impl Simulated {
         begun: Instant,
         patience: Duration,
     ) -> Result<Vec<Duration>> {
-        let mut took = Vec::with_capacity(self.count);
+        let mut took = HashMap::with_capacity(self.count);
         while took.len() < self.count {
             let left = patience.saturating_sub(begun.elapsed());
             let Ok(Some(news)) = tokio::time::timeout(left, self.news.recv()).await else {
                 let had = took.len();
                 return Err(Failure::new(format!("{wanted:?}: {had} of {} proxies within {patience:?}", self.count)));
             };
-            let (seen, at) = news?;
+            let (proxy, seen, at) = news?;
             if seen == *wanted {
-                took.push(at.saturating_duration_since(begun));
+                took.entry(proxy).or_insert_with(|| at.saturating_duration_since(begun));
             }
         }
-        Ok(took)
+        Ok(took.into_values().collect())
     }
 }
 
 /// One proxy's stream, for ever: it acknowledges what it is told, and reports.
-async fn watch(channel: Channel, svid: &Svid, tell: &mpsc::UnboundedSender<Result<(Seen, Instant)>>) -> Result<()> {
+async fn watch(channel: Channel, proxy: usize, svid: &Svid, tell: &mpsc::UnboundedSender<Result<News>>) -> Result<()> {
     let (requests, stream) = mpsc::channel(8);
     let send = async |message| {
         let sent = requests.send(WatchRequest { message: Some(message) }).await;
@@ -315,7 +319,7 @@ async fn watch(channel: Channel, svid: &Svid, tell: &mpsc::UnboundedSender<Resul
                 let response = response.map_err(doing("a stream"))?.ok_or_else(|| Failure::new("a stream has ended"))?;
                 for resource in response.resources {
                     if let Some(seen) = Seen::of(&resource) {
-                        let _ = tell.send(Ok((seen, Instant::now())));
+                        let _ = tell.send(Ok((proxy, seen, Instant::now())));
                     }
                     send(Message::Ack(Ack { name: resource.name, version: resource.version })).await?;
                 }
