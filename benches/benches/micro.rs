@@ -125,8 +125,8 @@ fn algorithms() -> WebPkiSupportedAlgorithms {
     provider::default_provider().signature_verification_algorithms
 }
 
-/// One mutual handshake in memory; the time of the client and that of the server.
-fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> [Duration; 2] {
+/// One mutual handshake in memory, by this key exchange; the time of the client and that of the server.
+fn handshake(exchange: &str, client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> [Duration; 2] {
     let name = ServerName::try_from("unused.invalid").unwrap();
     let begun = Instant::now();
     let mut client = ClientConnection::new(client.clone(), name).unwrap();
@@ -147,6 +147,8 @@ fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> [Duratio
         hear(&mut client, &mut wire);
         spent[0] += begun.elapsed();
     }
+    let agreed = client.negotiated_key_exchange_group().map(|group| group.name());
+    assert_eq!(agreed.and_then(|name| name.as_str()), Some(exchange));
     spent
 }
 
@@ -167,7 +169,7 @@ fn handshakes(criterion: &mut Criterion) {
     for (exchange, client) in [("X25519MLKEM768", mesh.hybrid()), ("X25519", mesh.classical())] {
         for (side, name) in ["client", "server"].into_iter().enumerate() {
             group.bench_function(BenchmarkId::new(exchange, name), |bencher| {
-                bencher.iter_custom(|count| (0..count).map(|_| handshake(&client, &server)[side]).sum());
+                bencher.iter_custom(|count| (0..count).map(|_| handshake(exchange, &client, &server)[side]).sum());
             });
         }
     }

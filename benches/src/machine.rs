@@ -62,6 +62,13 @@ pub(crate) fn outer_proc() -> io::Result<File> {
     File::open("/proc")
 }
 
+/// Date and time, for a report.
+pub(crate) fn now() -> Result<String> {
+    let format = time::format_description::parse_borrowed::<2>("[year]-[month]-[day] [hour]:[minute] UTC");
+    let format = format.map_err(doing("a date's format"))?;
+    time::OffsetDateTime::now_utc().format(&format).map_err(doing("the date"))
+}
+
 impl Machine {
     /// With the outer `/proc`, once inside.
     pub(crate) fn new(outer: File) -> Self {
@@ -73,9 +80,17 @@ impl Machine {
         }
     }
 
-    /// How many cores there are.
-    pub(crate) fn cores(&self) -> f64 {
-        self.cores
+    /// Cores, processor, memory and kernel, for a report.
+    pub(crate) fn words(&self) -> String {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let field = |text: &str, name| {
+            let line = text.lines().find(|line| line.starts_with(name));
+            line.and_then(|line| line.split_once(':')).map_or_else(String::new, |(_, value)| value.trim().to_owned())
+        };
+        let processor = field(&read("/proc/cpuinfo"), "model name");
+        let memory = field(&read("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0);
+        let kernel = read("/proc/sys/kernel/osrelease");
+        format!("{} × {processor}, {:.0} GiB, Linux {}", self.cores, memory / 1024.0 / 1024.0, kernel.trim())
     }
 
     /// What was used until now.

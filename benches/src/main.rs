@@ -21,7 +21,6 @@ mod wire;
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::ExitCode;
 
 use byrnie_netlab::{Entered, Privileges};
@@ -129,19 +128,6 @@ fn raise_limit_of_files() -> Result<()> {
 }
 
 fn conditions(args: &Args, machine: &Machine) -> Result<Conditions> {
-    let read = |path: &str| fs::read_to_string(Path::new(path)).unwrap_or_default();
-    let field = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split_once(':')).map_or_else(String::new, |(_, value)| value.trim().to_owned())
-    };
-    let processor = field(&read("/proc/cpuinfo"), "model name");
-    let memory = field(&read("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0);
-    let kernel = read("/proc/sys/kernel/osrelease").trim().to_owned();
-    let gigabytes = memory / 1024.0 / 1024.0;
-    let now = time::OffsetDateTime::now_utc();
-    let when = time::format_description::parse_borrowed::<2>("[year]-[month]-[day] [hour]:[minute] UTC");
-    let when =
-        when.map_err(doing("a date's format")).and_then(|format| now.format(&format).map_err(doing("the date")))?;
     let programs = [
         ("byrnie", Tool::ByrnieProxy),
         ("HAProxy", Tool::Haproxy),
@@ -152,8 +138,8 @@ fn conditions(args: &Args, machine: &Machine) -> Result<Conditions> {
         ("iperf3", Tool::Iperf3),
     ];
     Ok(Conditions {
-        when,
-        machine: format!("{} × {processor}, {gigabytes:.0} GiB, Linux {kernel}", machine.cores()),
+        when: machine::now()?,
+        machine: machine.words(),
         programs: programs.into_iter().filter_map(|(name, tool)| Some((name, tool.version().ok()?))).collect(),
         congestion_control: args.congestion_control.clone(),
         rounds: args.rounds,

@@ -12,6 +12,7 @@ use clap::Parser;
 use serde::Serialize;
 
 use crate::failure::{Failure, Result, doing};
+use crate::machine::{self, Machine};
 use crate::process::{cpu_seconds, memory};
 use crate::statistics;
 use crate::tools::{self, Tool};
@@ -79,7 +80,10 @@ pub(crate) fn run(args: &PlaneArgs) -> Result<()> {
     let output = tools::target_directory().join("benches");
     fs::create_dir_all(&output).map_err(doing(output.display()))?;
     let json = serde_json::to_string_pretty(&all).map_err(doing("the report"))?;
-    let table = table(&all);
+    let machine = Machine::new(machine::outer_proc().map_err(doing("/proc"))?);
+    let program = Tool::ByrnieControlPlane.version()?;
+    let heading = format!("Measured {} on {}; byrnie {program}.\n\n", machine::now()?, machine.words());
+    let table = heading + &table(&all);
     for (name, text) in [("control-plane.md", &table), ("control-plane.json", &json)] {
         let path = output.join(name);
         fs::write(&path, text).map_err(doing(path.display()))?;
