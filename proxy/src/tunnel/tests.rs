@@ -410,7 +410,7 @@ async fn a_tunnel_between_streams_holds_no_buffer() {
 
 #[tokio::test]
 async fn what_a_connection_and_an_idle_tunnel_cost_is_known() {
-    // The bounds are narrow on both sides: growth wants a reason, and a gain wants its bound.
+    // Within a twentieth, up or down: growth wants a reason, and a gain wants to be kept.
     let rig = Rig::new().await;
     let worker = pool::Worker::new();
     let (one, two) = connected().await;
@@ -420,13 +420,13 @@ async fn what_a_connection_and_an_idle_tunnel_cost_is_known() {
     let tunnel = rig.dial().await;
     let idle = pool::watch_size(&worker, &rig.client, address, tunnel);
     let sizes = [
-        ("a tunnel, rustls' own state apart", std::mem::size_of::<Tunnel>(), 400..700),
-        ("the future of an outbound connection", std::mem::size_of_val(&outbound), 1_200..1_600),
-        ("the future of an inbound connection", std::mem::size_of_val(&inbound), 1_200..1_600),
-        ("the future that watches an idle tunnel", idle, 400..700),
+        ("a tunnel, rustls' own state apart", std::mem::size_of::<Tunnel>(), 504),
+        ("the future of an outbound connection", std::mem::size_of_val(&outbound), 1_472),
+        ("the future of an inbound connection", std::mem::size_of_val(&inbound), 1_448),
+        ("the future that watches an idle tunnel", idle, 520),
     ];
-    for (what, size, bounds) in sizes {
-        assert!(bounds.contains(&size), "{what}: {size} bytes, expected {bounds:?}");
+    for (what, size, expected) in sizes {
+        assert!(size.abs_diff(expected) <= expected / 20, "{what}: {size} bytes, expected {expected}");
         println!("{what}: {size}");
     }
 }

@@ -19,7 +19,7 @@ const EXPECTED: [(&str, f64); 4] = [
     ("a request, at the client's proxy", 6.0),
     ("a request, at the server's proxy", 6.0),
     ("a connection, at the client's proxy", 22.0),
-    ("a connection, at the server's proxy", 25.1),
+    ("a connection, at the server's proxy", 26.1),
 ];
 
 /// Wake-ups differ by a few: bytes and an end that come together are read together.
