@@ -36,6 +36,9 @@ const RECORD_HEADER: usize = 5;
 /// No sender has more under way (RFC 7323, 2.3).
 const MAX_WINDOW: u32 = 1 << 30;
 
+/// Segments of a flow that may wait for one in front of them; the kernel makes none longer than 64 KiB.
+const MAX_EARLY: usize = 256;
+
 /// A filter in classic BPF (socket(7), packet(7)): what goes out through a port came in through another, and needs no place
 /// in the queue.
 fn not_outgoing() -> [SockFilter; 4] {
@@ -88,6 +91,9 @@ struct Flow {
     header: Vec<u8>,
     /// Whether every byte since the first was seen.
     followed: bool,
+    /// Segments that came before one that goes in front of them, with their sequence numbers: a sender that changes
+    /// processors overtakes itself.
+    early: Vec<(u32, Vec<u8>)>,
 }
 
 impl Collector {
@@ -184,32 +190,58 @@ impl Collector {
         if segment.payload.is_empty() {
             return;
         }
-        let length = u32::try_from(segment.payload.len()).unwrap_or(0);
-        let known = flow.next.wrapping_sub(segment.sequence);
-        if flow.followed && length <= known && known < MAX_WINDOW {
-            // Sent again, whole.
+        let mut flow = std::mem::take(flow);
+        if flow.is_early(segment.sequence) && flow.early.len() < MAX_EARLY {
+            flow.early.push((segment.sequence, segment.payload.to_vec()));
+        } else {
+            self.in_order(&mut flow, (source, destination), segment.sequence, segment.payload);
+            while let Some((sequence, payload)) = flow.take_due() {
+                self.in_order(&mut flow, (source, destination), sequence, &payload);
+            }
+        }
+        self.flows.insert((source, destination), flow);
+    }
+
+    /// Bytes that go on where the flow is, begin within what is known of it, or begin it anew.
+    fn in_order(&mut self, flow: &mut Flow, ends: (SocketAddr, SocketAddr), sequence: u32, payload: &[u8]) {
+        let known = flow.next.wrapping_sub(sequence);
+        let payload = if flow.followed && known < MAX_WINDOW {
+            // What was sent again was looked at.
+            payload.get(usize::try_from(known).unwrap_or(usize::MAX)..).unwrap_or_default()
+        } else {
+            if known != 0 {
+                *flow = Flow { next: sequence, early: std::mem::take(&mut flow.early), ..Flow::default() };
+            }
+            payload
+        };
+        if payload.is_empty() {
             return;
         }
-        if segment.sequence != flow.next {
-            *flow = Flow::default();
-        }
-        let hits = flow.search(segment.payload, &self.options.marker);
-        let (records, outside) = flow.records(segment.payload);
+        let length = u32::try_from(payload.len()).unwrap_or(0);
+        let hits = flow.search(payload, &self.options.marker);
+        let (records, outside) = flow.records(payload);
         self.report.tls_records += records;
         if flow.followed {
             self.report.outside_tls += outside;
         } else {
             self.report.unfollowed += u64::from(length);
         }
-        flow.next = segment.sequence.wrapping_add(length);
+        flow.next = flow.next.wrapping_add(length);
         self.report.marker_hits += hits;
         if hits > 0 && self.report.first_hit.is_none() {
-            self.report.first_hit = Some(Excerpt { source, destination, text: printable(segment.payload) });
+            self.report.first_hit = Some(Excerpt { source: ends.0, destination: ends.1, text: printable(payload) });
         }
     }
 
     /// The report, given the ports' counters now.
     pub(super) fn report(mut self, ports: &[Port]) -> io::Result<TapReport> {
+        for (ends, mut flow) in std::mem::take(&mut self.flows) {
+            // What they waited for never came.
+            flow.followed = false;
+            while let Some((sequence, payload)) = flow.take_due() {
+                self.in_order(&mut flow, ends, sequence, &payload);
+            }
+        }
         let mut report = self.report;
         let passed: u64 = ports
             .iter()
@@ -233,6 +265,17 @@ impl Collector {
 }
 
 impl Flow {
+    /// Whether a segment waits for one that goes in front of it.
+    fn is_early(&self, sequence: u32) -> bool {
+        self.followed && (1..MAX_WINDOW).contains(&sequence.wrapping_sub(self.next))
+    }
+
+    /// The next segment that waits no longer; all of them, one after the other, where the flow is no longer followed.
+    fn take_due(&mut self) -> Option<(u32, Vec<u8>)> {
+        let at = self.early.iter().position(|(sequence, _)| !self.is_early(*sequence))?;
+        Some(self.early.swap_remove(at))
+    }
+
     /// How often the marker ends in this payload.
     fn search(&mut self, payload: &[u8], marker: &[u8]) -> u64 {
         if marker.is_empty() {
@@ -341,6 +384,35 @@ mod tests {
         assert_eq!(hits(&[b"aaaa"], b"aa"), 3);
         assert_eq!(hits(&[b"aaaa"], b"aaa"), 2);
         assert_eq!(hits(&[b"nothing here"], b""), 0);
+    }
+
+    /// The report of a direction that began with 100, and brought these parts of `stream` in this order.
+    fn report(stream: &[u8], parts: &[std::ops::Range<usize>]) -> TapReport {
+        let ends = ["10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap()];
+        let mut collector = Collector::new(TapOptions::new("secret"), Vec::new(), None);
+        let segment = |sequence, syn, payload| Segment { source_port: 1, destination_port: 2, sequence, syn, payload };
+        let begin = u32::MAX - 3;
+        collector.segment(ends[0], ends[1], &segment(begin, true, &[]));
+        for part in parts {
+            let sequence = begin.wrapping_add(1 + u32::try_from(part.start).unwrap());
+            collector.segment(ends[0], ends[1], &segment(sequence, false, &stream[part.clone()]));
+        }
+        collector.report(&[]).unwrap()
+    }
+
+    #[test]
+    fn segments_that_overtake_each_other_are_followed_and_a_gap_that_stays_is_not() {
+        let stream = [&[0x17, 3, 3, 0, 9][..], b"no-secret", &[0x17, 3, 3, 0, 2, 1, 2]].concat();
+        let facts = |parts| {
+            let seen = report(&stream, parts);
+            (seen.tls_records, seen.outside_tls, seen.unfollowed, seen.marker_hits)
+        };
+        let whole = (2, 0, 0, 1);
+        assert_eq!(facts(&[0..10, 10..16, 16..21]), whole);
+        assert_eq!(facts(&[10..12, 16..21, 0..10, 12..16]), whole);
+        assert_eq!(facts(&[0..10, 0..10, 4..16, 10..12, 16..21, 16..21]), whole, "sent again, whole and in part");
+        let (_, outside, unfollowed, _) = facts(&[0..10, 16..21]);
+        assert_eq!((outside, unfollowed), (0, 5));
     }
 
     #[test]
