@@ -386,7 +386,7 @@ mod tests {
         assert_eq!(hits(&[b"nothing here"], b""), 0);
     }
 
-    /// The report of a direction that began with 100, and brought these parts of `stream` in this order.
+    /// The report of a direction that brought these parts of `stream` in this order. Its numbers wrap around.
     fn report(stream: &[u8], parts: &[std::ops::Range<usize>]) -> TapReport {
         let ends = ["10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap()];
         let mut collector = Collector::new(TapOptions::new("secret"), Vec::new(), None);
