@@ -27,7 +27,7 @@ use crate::rows::Row;
         cargo run --release -p benches -- --patience 120    # wait until nothing else runs, up to two minutes a load\n  \
         cargo run --release -p benches -- control-plane     # the control plane, with 1,000 and 5,000 proxies\n\n\
         WHAT THE REPORT SAYS\n  \
-        Medians over the rounds, with the least and the greatest. Ratios are medians of the ratios within a round. A row \
+        Medians over the rounds, with the least and the greatest. Ratios are medians of the ratios within a round, and of added latencies the ratios of the medians. A row \
         in which anything failed is void for that contestant. A dagger marks rows during which other programs used more \
         than 5 % of this machine. What could not be run says why; missing tools are installed by benches/install-tools \
         (apt and PyPI) unless --no-install is given.\n\n\

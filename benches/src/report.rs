@@ -42,7 +42,8 @@ impl Report {
         let programs: Vec<_> = programs.iter().map(|(name, version)| format!("{name} {version}")).collect();
         let mut text = format!(
             "Measured {when} on {machine}; {}. TCP congestion control: {congestion_control}. Rounds: {rounds}, loads of \
-             {seconds} s. Medians, with the least and the greatest; ratios are medians of the ratios within a round.\n\n",
+             {seconds} s. Medians, with the least and the greatest; ratios are medians of the ratios within a \
+             round, and of added latencies the ratios of the medians.\n\n",
             programs.join(", ")
         );
         self.figures(&mut text);

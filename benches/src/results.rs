@@ -119,11 +119,7 @@ impl Results {
     /// not measured, or where the other's is not above zero. A difference to `direct` may be near zero in a round, or below
     /// it: of differences it is the medians that are divided.
     pub(crate) fn ratio(&self, metric: Metric, of: Contestant, to: Contestant) -> Option<f64> {
-        let median = |one| match self.summary(one, metric) {
-            Some(Summary::Measured(spread)) => Some(spread.median),
-            _ => None,
-        };
-        let (of_median, to_median) = (median(of)?, median(to)?);
+        let (of_median, to_median) = (self.median(of, metric)?, self.median(to, metric)?);
         if metric.added_to().is_some() {
             return (to_median > 0.0).then(|| of_median / to_median);
         }
@@ -137,14 +133,19 @@ impl Results {
         spread(&mut ratios).map(|(median, _, _)| median)
     }
 
+    /// A contestant's median; nothing where the figure is void or was not measured.
+    fn median(&self, contestant: Contestant, metric: Metric) -> Option<f64> {
+        match self.summary(contestant, metric)? {
+            Summary::Measured(spread) => Some(spread.median),
+            Summary::Void(_) | Summary::NotRun(_) => None,
+        }
+    }
+
     /// Whether Byrnie's figure is within a bound.
     pub(crate) fn verdict(&self, metric: Metric, bound: Bound) -> Verdict {
         let (found, wanted) = match bound {
             Bound::Times(times, other) => (self.ratio(metric, Contestant::Byrnie, other), times),
-            Bound::Absolute(wanted) => match self.summary(Contestant::Byrnie, metric) {
-                Some(Summary::Measured(spread)) => (Some(spread.median), wanted),
-                _ => (None, wanted),
-            },
+            Bound::Absolute(wanted) => (self.median(Contestant::Byrnie, metric), wanted),
         };
         match (found, metric.about().better) {
             (None, _) => Verdict::Unknown,
@@ -190,13 +191,6 @@ mod tests {
 
     fn sample(round: u32, contestant: Contestant, metric: Metric, outcome: Outcome) -> Sample {
         Sample { round, contestant, metric, outcome, busy: false }
-    }
-
-    fn median(results: &Results, contestant: Contestant, metric: Metric) -> f64 {
-        match results.summary(contestant, metric) {
-            Some(Summary::Measured(spread)) => spread.median,
-            other => panic!("expected a median, found {other:?}"),
-        }
     }
 
     #[test]
@@ -271,8 +265,8 @@ mod tests {
             results.add(sample(round, Contestant::Byrnie, Metric::RateP50, Outcome::Value(byrnie)));
         }
         results.derive();
-        assert!((median(&results, Contestant::Byrnie, Metric::AddedP50) - 0.3).abs() < 1e-9);
-        assert!(median(&results, Contestant::Direct, Metric::AddedP50).abs() < 1e-9);
+        assert!(results.median(Contestant::Byrnie, Metric::AddedP50).is_some_and(|median| (median - 0.3).abs() < 1e-9));
+        assert!(results.median(Contestant::Direct, Metric::AddedP50).is_some_and(|median| median.abs() < 1e-9));
     }
 
     #[test]

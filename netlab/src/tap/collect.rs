@@ -72,11 +72,14 @@ pub(super) struct Collector {
     ports: HashMap<u32, Port>,
     others: HashSet<u32>,
     interfaces: HashMap<u32, InterfaceCount>,
-    flows: HashMap<(SocketAddr, SocketAddr), Flow>,
+    flows: HashMap<Ends, Flow>,
     seen: u64,
     report: TapReport,
     pcap: Option<pcap::Writer<BufWriter<File>>>,
 }
+
+/// Where a direction of a connection begins and ends.
+type Ends = (SocketAddr, SocketAddr);
 
 /// One direction of a connection.
 #[derive(Debug, Default)]
@@ -180,68 +183,35 @@ impl Collector {
 
     fn segment(&mut self, source: SocketAddr, destination: SocketAddr, segment: &Segment) {
         if self.flows.len() >= MAX_FLOWS {
-            self.flows.clear();
+            self.forget();
         }
-        let flow = self.flows.entry((source, destination)).or_default();
+        let ends = (source, destination);
+        let flow = self.flows.entry(ends).or_default();
+        let (seen, marker) = (&mut self.report, self.options.marker.as_slice());
+        if segment.payload.is_empty() && !segment.syn {
+            return;
+        }
         if segment.syn {
+            flow.abandon(seen, marker, ends);
             *flow = Flow { next: segment.sequence.wrapping_add(1), followed: true, ..Flow::default() };
-            return;
-        }
-        if segment.payload.is_empty() {
-            return;
-        }
-        let mut flow = std::mem::take(flow);
-        if flow.is_early(segment.sequence) && flow.early.len() < MAX_EARLY {
+        } else if flow.is_early(segment.sequence) && flow.early.len() < MAX_EARLY {
             flow.early.push((segment.sequence, segment.payload.to_vec()));
         } else {
-            self.in_order(&mut flow, (source, destination), segment.sequence, segment.payload);
-            while let Some((sequence, payload)) = flow.take_due() {
-                self.in_order(&mut flow, (source, destination), sequence, &payload);
-            }
+            flow.look(seen, marker, ends, segment.sequence, segment.payload);
+            flow.look_at_due(seen, marker, ends);
         }
-        self.flows.insert((source, destination), flow);
     }
 
-    /// Bytes that go on where the flow is, begin within what is known of it, or begin it anew.
-    fn in_order(&mut self, flow: &mut Flow, ends: (SocketAddr, SocketAddr), sequence: u32, payload: &[u8]) {
-        let known = flow.next.wrapping_sub(sequence);
-        let payload = if flow.followed && known < MAX_WINDOW {
-            // What was sent again was looked at.
-            payload.get(usize::try_from(known).unwrap_or(usize::MAX)..).unwrap_or_default()
-        } else {
-            if known != 0 {
-                *flow = Flow { next: sequence, early: std::mem::take(&mut flow.early), ..Flow::default() };
-            }
-            payload
-        };
-        if payload.is_empty() {
-            return;
-        }
-        let length = u32::try_from(payload.len()).unwrap_or(0);
-        let hits = flow.search(payload, &self.options.marker);
-        let (records, outside) = flow.records(payload);
-        self.report.tls_records += records;
-        if flow.followed {
-            self.report.outside_tls += outside;
-        } else {
-            self.report.unfollowed += u64::from(length);
-        }
-        flow.next = flow.next.wrapping_add(length);
-        self.report.marker_hits += hits;
-        if hits > 0 && self.report.first_hit.is_none() {
-            self.report.first_hit = Some(Excerpt { source: ends.0, destination: ends.1, text: printable(payload) });
+    /// Follows nothing any longer.
+    fn forget(&mut self) {
+        for (ends, mut flow) in self.flows.drain() {
+            flow.abandon(&mut self.report, &self.options.marker, ends);
         }
     }
 
     /// The report, given the ports' counters now.
     pub(super) fn report(mut self, ports: &[Port]) -> io::Result<TapReport> {
-        for (ends, mut flow) in std::mem::take(&mut self.flows) {
-            // What they waited for never came.
-            flow.followed = false;
-            while let Some((sequence, payload)) = flow.take_due() {
-                self.in_order(&mut flow, ends, sequence, &payload);
-            }
-        }
+        self.forget();
         let mut report = self.report;
         let passed: u64 = ports
             .iter()
@@ -270,10 +240,46 @@ impl Flow {
         self.followed && (1..MAX_WINDOW).contains(&sequence.wrapping_sub(self.next))
     }
 
-    /// The next segment that waits no longer; all of them, one after the other, where the flow is no longer followed.
-    fn take_due(&mut self) -> Option<(u32, Vec<u8>)> {
-        let at = self.early.iter().position(|(sequence, _)| !self.is_early(*sequence))?;
-        Some(self.early.swap_remove(at))
+    /// Looks at the segments that wait no longer: all of them, one after the other, where the flow is no longer followed.
+    fn look_at_due(&mut self, seen: &mut TapReport, marker: &[u8], ends: Ends) {
+        while let Some(at) = self.early.iter().position(|(sequence, _)| !self.is_early(*sequence)) {
+            let (sequence, payload) = self.early.swap_remove(at);
+            self.look(seen, marker, ends, sequence, &payload);
+        }
+    }
+
+    /// Looks at what still waits: what should come in front of it will not.
+    fn abandon(&mut self, seen: &mut TapReport, marker: &[u8], ends: Ends) {
+        self.followed = false;
+        self.look_at_due(seen, marker, ends);
+    }
+
+    /// Looks at bytes that go on where the flow is, begin within what is known of it, or begin it anew.
+    fn look(&mut self, seen: &mut TapReport, marker: &[u8], ends: Ends, sequence: u32, mut payload: &[u8]) {
+        let known = self.next.wrapping_sub(sequence);
+        if self.followed && known < MAX_WINDOW {
+            // What was sent again was looked at.
+            payload = payload.get(usize::try_from(known).unwrap_or(usize::MAX)..).unwrap_or_default();
+        } else if known != 0 {
+            *self = Self { next: sequence, early: std::mem::take(&mut self.early), ..Self::default() };
+        }
+        if payload.is_empty() {
+            return;
+        }
+        let length = u32::try_from(payload.len()).unwrap_or(0);
+        let hits = self.search(payload, marker);
+        let (records, outside) = self.records(payload);
+        seen.tls_records += records;
+        if self.followed {
+            seen.outside_tls += outside;
+        } else {
+            seen.unfollowed += u64::from(length);
+        }
+        self.next = self.next.wrapping_add(length);
+        seen.marker_hits += hits;
+        if hits > 0 && seen.first_hit.is_none() {
+            seen.first_hit = Some(Excerpt { source: ends.0, destination: ends.1, text: printable(payload) });
+        }
     }
 
     /// How often the marker ends in this payload.
@@ -413,6 +419,7 @@ mod tests {
         assert_eq!(facts(&[0..10, 0..10, 4..16, 10..12, 16..21, 16..21]), whole, "sent again, whole and in part");
         let (_, outside, unfollowed, _) = facts(&[0..10, 16..21]);
         assert_eq!((outside, unfollowed), (0, 5));
+        assert_eq!(report(b"a secret that waits", &[2..5, 5..19]).marker_hits, 1);
     }
 
     #[test]
