@@ -2,6 +2,7 @@
 //! it and what came out.
 
 mod args;
+mod congestion;
 mod contestants;
 mod failure;
 mod http;
@@ -50,8 +51,13 @@ fn main() -> ExitCode {
             }
         };
     }
-    if byrnie_netlab::is_outside() && !args.no_install {
-        tools::install_missing();
+    if byrnie_netlab::is_outside() {
+        if !args.no_install {
+            tools::install_missing();
+        }
+        if let Err(reason) = congestion::allow(&args.congestion_control) {
+            return cannot(&reason);
+        }
     }
     let outer = machine::outer_proc();
     let entered = match byrnie_netlab::enter() {
