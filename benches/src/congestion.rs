@@ -19,7 +19,8 @@ pub(crate) fn allow(name: &str) -> Result<()> {
     let (available, allowed) = (read(AVAILABLE)?, read(ALLOWED)?);
     if !has(&available, name) {
         return Err(Failure::new(format!(
-            "--congestion-control: expected one that this kernel has ({}), found {name:?}",
+            "--congestion-control: expected one that this kernel has ({}), found {name:?}; one that is a module has to be \
+             loaded (modprobe tcp_{name})",
             available.trim()
         )));
     }
