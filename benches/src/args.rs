@@ -55,7 +55,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(crate) patience: u64,
     /// TCP congestion control of all pods, of those in /proc/sys/net/ipv4/tcp_available_congestion_control: Linux's own
-    /// default, whatever this machine's is, so that machines compare.
+    /// default, whatever this machine's is, so that machines compare. Where the machine does not let a namespace choose it,
+    /// that is allowed, which stays after the run; how to take it back is said.
     #[arg(long, value_name = "NAME", default_value = "cubic")]
     pub(crate) congestion_control: String,
     /// Directory for report.md and report.json; `target/benches` unless told.
