@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, doing};
 
 /// A program that the benchmark starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Tool {
         found.ok_or_else(|| Failure::new(format!("{} is not there: {}", self.command(), self.advice())))
     }
 
-    /// What it says of its version, in one line.
+    /// What it says of its version, in one line; of Byrnie's programs also how they were linked.
     pub(crate) fn version(self) -> Result<String> {
         let flag = match self {
             Self::Nginx | Self::Wrk | Self::Haproxy => "-v",
@@ -77,8 +77,21 @@ impl Tool {
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
         let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-        Ok(shorten(self, line))
+        let version = shorten(self, line);
+        match self {
+            Self::Byrnie | Self::ByrnieProxy | Self::ByrnieControlPlane => {
+                Ok(format!("{version} ({})", linked(&self.find()?)?))
+            }
+            _ => Ok(version),
+        }
     }
+}
+
+/// Whether a program is linked as images have it, needing no library, or otherwise, which takes more memory.
+fn linked(program: &Path) -> Result<&'static str> {
+    let output = Command::new("ldd").arg(program).output().map_err(doing("ldd"))?;
+    let needs_libraries = String::from_utf8_lossy(&output.stdout).contains("=>");
+    Ok(if needs_libraries { "with libraries, other than in images" } else { "static, as in images" })
 }
 
 /// The version without its program's own name and path.
@@ -150,6 +163,13 @@ mod tests {
         assert_eq!(shorten(Tool::Haproxy, "HAProxy version 2.6.12-1 2026/10/17 - https://haproxy.org/"), "2.6.12-1");
         assert_eq!(shorten(Tool::Nginx, "nginx version: nginx/1.22.1"), "1.22.1");
         assert_eq!(shorten(Tool::ByrnieProxy, "byrnie-proxy 0.1.0"), "0.1.0");
+    }
+
+    #[test]
+    fn a_program_that_needs_libraries_is_told_from_one_that_does_not() {
+        assert_eq!(linked(Path::new("/bin/sh")), Ok("with libraries, other than in images"));
+        let none = tempfile::NamedTempFile::new().expect("a file");
+        assert_eq!(linked(none.path()), Ok("static, as in images"));
     }
 
     #[test]

@@ -311,9 +311,12 @@ impl<'a> Relay<'a> {
             http.application_said(said.frame.get(HEADER_LEN..).unwrap_or_default(), Instant::now());
         }
         self.sent += said.write(&mut self.tunnel.session) as u64;
+        let ended = said.ended;
         self.tunnel.tls.encrypt(said.frame).map_err(|error| End::Tunnel(error.into()))?;
         self.accept_waits = false;
-        if said.ended {
+        if ended {
+            // Of its room as well: the other direction may go on for hours.
+            self.from_application = FromApplication::new();
             self.stream.set_half_closed();
         }
         self.stream.touch();
@@ -415,10 +418,14 @@ impl<'a> Relay<'a> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use byrnie_proto::tunnel::v1::Open;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::streams::Grounds;
     use crate::test_support::connected;
+    use crate::tunnel::client::{self, Early};
+    use crate::tunnel::tests::Rig;
 
     async fn said(from: &mut FromApplication, application: &TcpStream) -> io::Result<(Vec<u8>, bool)> {
         std::future::poll_fn(|cx| {
@@ -449,5 +456,33 @@ mod tests {
         let mut from = FromApplication::new();
         assert_eq!(said(&mut from, &far).await.unwrap(), (b"last words".to_vec(), false));
         assert_eq!(said(&mut from, &far).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_direction_that_has_ended_holds_no_room_while_the_other_goes_on() {
+        const SAID: usize = 200_000;
+        let rig = Rig::new().await;
+        let mut tunnel = rig.dial().await;
+        let (mut near, far) = connected().await;
+        client::open(&mut tunnel, &rig.client, &far, &mut Early::default(), Open::default()).await.unwrap();
+        let peer = tunnel.peer.clone();
+        let grounds = Grounds::Outbound { dialled: rig.address, endpoint: rig.address, expected: peer.id().clone() };
+        let registered = rig.client.streams.register(grounds, Some(peer));
+        let mut relay = Relay::new(&rig.client, &mut tunnel, &far, &registered);
+        let mut application = rig.accepted().await;
+        let mut heard = Vec::new();
+        let crossed = async {
+            let said = async {
+                near.write_all(&vec![7; SAID]).await?;
+                near.shutdown().await
+            };
+            tokio::try_join!(said, application.read_to_end(&mut heard)).unwrap();
+        };
+        tokio::select! {
+            end = relay.run() => panic!("the other direction has not ended: {end:?}"),
+            () = crossed => {}
+        }
+        assert_eq!(heard.len(), SAID);
+        assert_eq!(relay.from_application.frame.capacity() + relay.tunnel.tls.buffered(), 0);
     }
 }

@@ -60,7 +60,7 @@ impl Rig {
         Rig { mesh, client, server, address, application, application_address }
     }
 
-    async fn dial(&self) -> Box<Tunnel> {
+    pub(crate) async fn dial(&self) -> Box<Tunnel> {
         let own = self.client.certificates.current().unwrap();
         client::dial(&self.client, &own, self.address, &id("orders")).await.unwrap()
     }
@@ -71,7 +71,7 @@ impl Rig {
         (near, carry(self.client.clone(), tunnel, far, self.address))
     }
 
-    async fn accepted(&self) -> TcpStream {
+    pub(crate) async fn accepted(&self) -> TcpStream {
         self.application.accept().await.unwrap().0
     }
 
