@@ -19,9 +19,10 @@ use crate::rows::Row;
         Every contestant gets two network namespaces joined by a veth, the same redirect rules at both ends (those of \
         `byrnie capture apply`), and an nginx with one worker. A round runs each row through each contestant, one after \
         the other, and begins with another contestant each time. Needs root, because the proxies have a UID of their \
-        own; everything is in namespaces that end with this program.",
+        own; everything is in namespaces that end with this program.\n\n\
+        Started by `cargo run`, it first builds the programs of the images, which are what is measured; started otherwise, \
+        it measures those that lie beside it.",
     after_long_help = "EXAMPLES\n  \
-        RUSTC_WORKSPACE_WRAPPER=$PWD/images/rustc-static cargo build --release    # what is measured\n  \
         cargo run --release -p benches            # everything, five rounds: about 25 minutes\n  \
         cargo run --release -p benches -- --rounds 1 --seconds 2 --rows keepalive --contestants direct,byrnie\n  \
         cargo run --release -p benches -- --patience 120    # wait until nothing else runs, up to two minutes a load\n  \

