@@ -311,11 +311,10 @@ impl<'a> Relay<'a> {
             http.application_said(said.frame.get(HEADER_LEN..).unwrap_or_default(), Instant::now());
         }
         self.sent += said.write(&mut self.tunnel.session) as u64;
-        let ended = said.ended;
         self.tunnel.tls.encrypt(said.frame).map_err(|error| End::Tunnel(error.into()))?;
         self.accept_waits = false;
-        if ended {
-            // Of its room as well: the other direction may go on for hours.
+        if said.ended {
+            // Gives back its room: the other direction may go on for hours.
             self.from_application = FromApplication::new();
             self.stream.set_half_closed();
         }
