@@ -3,17 +3,12 @@
 use std::net::SocketAddr;
 
 use byrnie_netlab::harness::Verdict;
-use byrnie_netlab::{Entered, Lab, Privileges, RunAs};
-use byrnie_redirect::command::{self, ApplyArgs, CaptureCommand, Done};
-use byrnie_redirect::{Capture, CaptureConfig, Choice, Exempt, NfTables, PROXY_MARK, PROXY_UID, ProofError, prove};
-use clap::Args;
+use byrnie_netlab::{Entered, Host, Lab, Privileges, RunAs};
+use byrnie_redirect::{Capture, CaptureConfig, Exempt, NfTables, PROXY_MARK, PROXY_UID, ProofError, prove};
 
 use crate::rig::serve;
 
-#[derive(Debug, Args)]
-struct Plain {}
-
-fn pod(entered: &Entered) -> (Lab, byrnie_netlab::Host, Exempt) {
+fn pod(entered: &Entered) -> (Lab, Host, Exempt) {
     let lab = Lab::new(entered, "proof").unwrap();
     let pod = lab.pod("pod", &lab.networks().pod(11), &[]).unwrap();
     let exempt = match entered.privileges() {
@@ -23,43 +18,41 @@ fn pod(entered: &Entered) -> (Lab, byrnie_netlab::Host, Exempt) {
     (lab, pod, exempt)
 }
 
-fn apply_args(exempt: Exempt) -> ApplyArgs {
-    ApplyArgs {
-        exempt,
-        outbound_port: 15001,
-        inbound_port: 15003,
-        exclude_inbound_ports: vec![9090],
-        // The canary is captured whatever is excluded.
-        exclude_outbound_ports: vec![1],
-        exclude_outbound_cidrs: vec!["192.0.2.0/24".parse().unwrap()],
-        exclude_uids: vec![0],
-        exclude_interfaces: Vec::new(),
-        backend: Choice::Nftables,
-        prove: true,
-    }
+/// What `byrnie-capture` says in this pod, with its exit code.
+fn says(pod: &Host, arguments: &[&str]) -> (Option<i32>, String) {
+    let program = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("byrnie-capture");
+    let output = pod.command(&program).args(arguments).user(RunAs::Operator).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
 }
 
 pub(crate) fn capture_that_was_just_applied_is_seen_to_work_and_leaves_the_port_free(entered: &Entered) -> Verdict {
     let (_lab, pod, exempt) = pod(entered);
+    let exempt = exempt.to_string();
+    let mut arguments = vec!["apply", "--prove", "--backend", "nftables", "--exempt", &exempt];
+    // The canary is captured whatever is excluded.
+    arguments.extend([
+        "--exclude-outbound-ports",
+        "1",
+        "--exclude-outbound-cidrs",
+        "192.0.2.0/24",
+        "--exclude-uids",
+        "0",
+    ]);
+    // By a program of its own: what another test starts has, for a moment, a copy of every socket of this process.
     for begins in ["capture is in place, and was seen to work", "capture was in place already"] {
-        let apply = || command::run(CaptureCommand::<Plain>::Apply(apply_args(exempt)));
-        let Ok(Done::Said(text)) = pod.run(apply).unwrap() else { panic!("not applied") };
-        assert!(text.starts_with(begins) && text.contains("192.0.2.100:1 and [100::b:1]:1"), "{text}");
-        // As a proxy listens that starts in the next moment.
-        drop(pod.listen("127.0.0.1:15001".parse().unwrap()).unwrap());
+        let (code, text) = says(&pod, &arguments);
+        assert!(code == Some(0) && text.starts_with(begins), "{code:?} {text}");
+        assert!(text.contains("192.0.2.100:1 and [100::b:1]:1"), "{text}");
     }
+    // As a proxy listens that starts in the next moment.
+    pod.listen("127.0.0.1:15001".parse().unwrap()).unwrap();
     Verdict::Passed
 }
 
 pub(crate) fn the_program_of_the_first_container_applies_shows_removes_and_refuses(entered: &Entered) -> Verdict {
     let (_lab, pod, exempt) = pod(entered);
-    let program = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("byrnie-capture");
     let exempt = exempt.to_string();
-    let says = |arguments: &[&str]| {
-        let output = pod.command(&program).args(arguments).user(RunAs::Operator).output().unwrap();
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8(text).unwrap())
-    };
     let steps: [(&[&str], i32, &str); 6] = [
         (&["apply", "--prove", "--exempt", &exempt], 0, "capture is in place, and was seen to work"),
         (&["show"], 0, "redirect to :15001 comment \"capture\""),
@@ -69,7 +62,7 @@ pub(crate) fn the_program_of_the_first_container_applies_shows_removes_and_refus
         (&["apply", "--exempt", "gid"], 2, "--exempt"),
     ];
     for (arguments, code, words) in steps {
-        let (found, text) = says(arguments);
+        let (found, text) = says(&pod, arguments);
         assert!(found == Some(code) && text.contains(words), "{arguments:?}: {found:?} {text}");
     }
     Verdict::Passed
