@@ -5,6 +5,7 @@
 pub mod commands;
 pub mod config;
 pub mod limits;
+mod moderation;
 mod random;
 pub mod room;
 pub mod shared;

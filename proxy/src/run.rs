@@ -29,7 +29,7 @@ use crate::shared::{Drain, Shared};
 use crate::streams::{self, Streams};
 use crate::telemetry::{Telemetry, logging};
 use crate::tunnel::pool::{self, Worker};
-use crate::{inbound, outbound};
+use crate::{inbound, moderation, outbound};
 
 /// What ended the proxy before its time.
 #[derive(Debug, thiserror::Error)]
@@ -285,8 +285,10 @@ async fn drained(open: impl Fn() -> u64, linger: Duration, timeout: Duration) {
     }
 }
 
+/// An event loop, for the thread that asks for it.
 pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
+    moderation::begin();
+    tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(moderation::turn_ends).build()
 }
 
 /// A listener and where it listens, for messages.
