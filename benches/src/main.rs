@@ -43,14 +43,8 @@ const CANNOT: u8 = 3;
 fn main() -> ExitCode {
     byrnie_netlab::shim::maybe_run();
     let args = Args::parse();
-    if byrnie_netlab::is_outside()
-        && let Err(failure) = tools::build()
-    {
-        eprintln!("{failure}");
-        return ExitCode::FAILURE;
-    }
     if let Some(Command::ControlPlane(of_plane)) = &args.command {
-        return match raise_limit_of_files().and_then(|()| plane::run(of_plane)) {
+        return match tools::build().and_then(|()| raise_limit_of_files()).and_then(|()| plane::run(of_plane)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
                 eprintln!("{failure}");
@@ -62,11 +56,15 @@ fn main() -> ExitCode {
         if !args.no_install {
             tools::install_missing();
         }
-        // Whoever is not root hears below that it is needed, and not of a file that only root may write.
-        if getuid().is_root()
-            && let Err(reason) = congestion::allow(&args.congestion_control)
-        {
-            return cannot(&reason);
+        // Whoever is not root hears below that it is needed, and not of a file that only root may write, or after a build.
+        if getuid().is_root() {
+            if let Err(reason) = congestion::allow(&args.congestion_control) {
+                return cannot(&reason);
+            }
+            if let Err(failure) = tools::build() {
+                eprintln!("{failure}");
+                return ExitCode::FAILURE;
+            }
         }
     }
     let outer = machine::outer_proc();

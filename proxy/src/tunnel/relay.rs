@@ -421,10 +421,9 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::streams::Grounds;
     use crate::test_support::connected;
     use crate::tunnel::client::{self, Early};
-    use crate::tunnel::tests::Rig;
+    use crate::tunnel::tests::{Rig, registered};
 
     async fn said(from: &mut FromApplication, application: &TcpStream) -> io::Result<(Vec<u8>, bool)> {
         std::future::poll_fn(|cx| {
@@ -464,9 +463,7 @@ mod tests {
         let mut tunnel = rig.dial().await;
         let (mut near, far) = connected().await;
         client::open(&mut tunnel, &rig.client, &far, &mut Early::default(), Open::default()).await.unwrap();
-        let peer = tunnel.peer.clone();
-        let grounds = Grounds::Outbound { dialled: rig.address, endpoint: rig.address, expected: peer.id().clone() };
-        let registered = rig.client.streams.register(grounds, Some(peer));
+        let registered = registered(&rig.client, &tunnel, rig.address);
         let mut relay = Relay::new(&rig.client, &mut tunnel, &far, &registered);
         let mut application = rig.accepted().await;
         let mut heard = Vec::new();

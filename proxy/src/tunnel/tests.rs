@@ -17,7 +17,7 @@ use super::client::{self, Early, OpenError};
 use super::relay::{End, Relay};
 use super::*;
 use crate::shared::Shared;
-use crate::streams::{self, Grounds};
+use crate::streams::{self, Grounds, Registered};
 use crate::test_support::{TestMesh, connected, id, listener, own_pod};
 
 /// A client proxy and a server proxy with an application behind it.
@@ -80,6 +80,11 @@ impl Rig {
     }
 }
 
+pub(crate) fn registered<'a>(shared: &'a Shared, tunnel: &Tunnel, endpoint: SocketAddr) -> Registered<'a> {
+    let grounds = Grounds::Outbound { dialled: endpoint, endpoint, expected: tunnel.peer().id().clone() };
+    shared.streams.register(grounds, Some(tunnel.peer().clone()))
+}
+
 fn carry(
     shared: Arc<Shared>,
     mut tunnel: Box<Tunnel>,
@@ -89,8 +94,7 @@ fn carry(
     tokio::spawn(async move {
         crate::sockets::reset_unless_clean(&far);
         client::open(&mut tunnel, &shared, &far, &mut Early::default(), Open::default()).await.unwrap();
-        let grounds = Grounds::Outbound { dialled: endpoint, endpoint, expected: tunnel.peer().id().clone() };
-        let registered = shared.streams.register(grounds, Some(tunnel.peer().clone()));
+        let registered = registered(&shared, &tunnel, endpoint);
         let end = Relay::new(&shared, &mut tunnel, &far, &registered).run().await;
         drop(registered);
         if matches!(end, End::Clean) {

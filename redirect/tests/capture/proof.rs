@@ -27,26 +27,25 @@ fn says(pod: &Host, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 pub(crate) fn capture_that_was_just_applied_is_seen_to_work_and_leaves_the_port_free(entered: &Entered) -> Verdict {
-    let (_lab, pod, exempt) = pod(entered);
-    let exempt = exempt.to_string();
-    let mut arguments = vec!["apply", "--prove", "--backend", "nftables", "--exempt", &exempt];
     // The canary is captured whatever is excluded.
-    arguments.extend([
-        "--exclude-outbound-ports",
-        "1",
-        "--exclude-outbound-cidrs",
-        "192.0.2.0/24",
-        "--exclude-uids",
-        "0",
-    ]);
-    // By a program of its own: what another test starts has, for a moment, a copy of every socket of this process.
-    for begins in ["capture is in place, and was seen to work", "capture was in place already"] {
-        let (code, text) = says(&pod, &arguments);
-        assert!(code == Some(0) && text.starts_with(begins), "{code:?} {text}");
-        assert!(text.contains("192.0.2.100:1 and [100::b:1]:1"), "{text}");
+    const APPLY: &str = "apply --prove --backend nftables --exclude-inbound-ports 9090 --exclude-outbound-ports 1 \
+                         --exclude-outbound-cidrs 192.0.2.0/24 --exclude-uids 0 --exempt";
+    for times in [1, 2] {
+        // Each time a pod of its own, and a program of its own: what another test starts has, for a moment, a copy of every
+        // socket of this process.
+        let (_lab, pod, exempt) = pod(entered);
+        let exempt = exempt.to_string();
+        let arguments: Vec<_> = APPLY.split_whitespace().chain([exempt.as_str()]).collect();
+        for begins in
+            ["capture is in place, and was seen to work", "capture was in place already"].into_iter().take(times)
+        {
+            let (code, text) = says(&pod, &arguments);
+            assert!(code == Some(0) && text.starts_with(begins), "{code:?} {text}");
+            assert!(text.contains("192.0.2.100:1 and [100::b:1]:1"), "{text}");
+        }
+        // As a proxy listens that starts in the next moment.
+        pod.listen("127.0.0.1:15001".parse().unwrap()).unwrap();
     }
-    // As a proxy listens that starts in the next moment.
-    pod.listen("127.0.0.1:15001".parse().unwrap()).unwrap();
     Verdict::Passed
 }
 
