@@ -6,6 +6,7 @@ pub mod commands;
 pub mod config;
 pub mod limits;
 mod moderation;
+mod preemption;
 mod random;
 pub mod room;
 pub mod shared;

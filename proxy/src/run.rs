@@ -29,7 +29,7 @@ use crate::shared::{Drain, Shared};
 use crate::streams::{self, Streams};
 use crate::telemetry::{Telemetry, logging};
 use crate::tunnel::pool::{self, Worker};
-use crate::{inbound, moderation, outbound};
+use crate::{inbound, moderation, outbound, preemption};
 
 /// What ended the proxy before its time.
 #[derive(Debug, thiserror::Error)]
@@ -288,7 +288,12 @@ async fn drained(open: impl Fn() -> u64, linger: Duration, timeout: Duration) {
 /// An event loop, for the thread that asks for it.
 pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     moderation::begin();
-    tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(moderation::turn_ends).build()
+    preemption::begin();
+    let turn_ends = || {
+        preemption::turn_ends();
+        moderation::turn_ends();
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(turn_ends).build()
 }
 
 /// A listener and where it listens, for messages.

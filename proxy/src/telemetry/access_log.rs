@@ -9,6 +9,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::config::AccessLog;
+use crate::preemption;
 
 /// Lines that wait for the writer: at 500 bytes a line, 2 MB.
 const QUEUE: usize = 4096;
@@ -43,9 +44,10 @@ impl AccessLogWriter {
     fn start(output: Box<dyn Write + Send>, length: usize, dropped: Counter) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(length);
         let failed = dropped.clone();
-        std::thread::Builder::new()
-            .name("access-log".into())
-            .spawn(move || write_lines(&receiver, BufWriter::with_capacity(64 * 1024, output), &failed))?;
+        std::thread::Builder::new().name("access-log".into()).spawn(move || {
+            preemption::never();
+            write_lines(&receiver, BufWriter::with_capacity(64 * 1024, output), &failed);
+        })?;
         Ok(Self { queue: Some(sender), dropped })
     }
 
