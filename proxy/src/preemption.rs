@@ -18,16 +18,16 @@ use std::time::Duration;
 
 use preempt_rt::sched::{Pid, Scheduler, SchedulerParams, get_scheduler, set_scheduler};
 
-/// What the thread has waited is looked at after so many turns of the event loop.
-const TURNS: u32 = 4;
+/// What the thread has waited is looked at after so many turns of the event loop: a system call in a hundred.
+const TURNS: u32 = 32;
 
-/// To wait for longer than this in them is long. Where no other program wants the cores it is 0.06 ms under 1,000 requests
-/// per second, and 0.15 under as many as two cores can do; one wait for a program that wants a core for itself is 2 to 4 ms.
-const LONG: Duration = Duration::from_millis(1);
+/// To wait for longer than this in them is long. Where no other program wants the cores it is 0.5 ms under 1,000 requests
+/// per second, and 1.2 under as many as two cores can do; each wait for a program that wants a core for itself is 2 to 4 ms.
+const LONG: Duration = Duration::from_millis(8);
 
 /// So many looks in a row that find it long are too many. One is what a virtual machine sees now and then, whose host has
 /// taken a core away for some milliseconds: who interrupts waits for that, too.
-const IN_A_ROW: u32 = 3;
+const IN_A_ROW: u32 = 2;
 
 /// A thread that waited too long interrupts for so many turns: 1 in 250 is lost where it always is too long.
 const APART: u32 = 250 * TURNS * IN_A_ROW;
@@ -197,7 +197,7 @@ mod tests {
         let (mut waiting, mut interrupting) = (0, 0);
         while interrupting < 10 * APART {
             // What it waits while it interrupts is not held against it, nor does it matter.
-            waited += Duration::from_millis(8);
+            waited += LONG * 2;
             let turns = match manners {
                 Manners::Waits { .. } => &mut waiting,
                 Manners::Interrupts { .. } => &mut interrupting,
