@@ -63,8 +63,8 @@ pub const UNREACHABLE_LOOK: Duration = Duration::from_secs(10);
 /// health.
 pub const FILES_OF_PROXY: usize = 96;
 
-/// Open files of a worker: its listeners and its runtime.
-pub const FILES_OF_WORKER: usize = 8;
+/// Open files of a worker: its listeners, its runtime, and what the kernel counts of its thread.
+pub const FILES_OF_WORKER: usize = 9;
 
 /// After `GOAWAY` and the last stream, how long the server waits for the client's close_notify.
 pub const CLOSE_NOTIFY: Duration = Duration::from_secs(5);

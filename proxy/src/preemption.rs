@@ -79,7 +79,7 @@ impl Thread {
     }
 
     fn turn_ends(&mut self) -> std::io::Result<()> {
-        if !self.manners.is_time_to_look() {
+        if !self.manners.turn_ends() {
             return Ok(());
         }
         let before = self.manners;
@@ -129,7 +129,7 @@ enum Manners {
 
 impl Manners {
     /// A turn ends. Whether to look now at what the thread has waited.
-    fn is_time_to_look(&mut self) -> bool {
+    fn turn_ends(&mut self) -> bool {
         let (Self::Waits { turns, .. } | Self::Interrupts { turns }) = self;
         *turns = turns.saturating_sub(1);
         *turns == 0
@@ -162,7 +162,7 @@ mod tests {
     /// The turns until the next look, by which the thread has waited for so long, ever.
     fn turns_until_a_look(manners: &mut Manners, ever: Duration) -> u32 {
         let mut turns = 1;
-        while !manners.is_time_to_look() {
+        while !manners.turn_ends() {
             turns += 1;
         }
         *manners = manners.having_waited(ever);
