@@ -15,7 +15,6 @@ use crate::limits::{ACCEPT_BACKOFF, ATTEMPTS};
 use crate::model::{Destination, DestinationKind, Endpoint, Meshed, OwnPod};
 use crate::readiness::Readiness;
 use crate::shared::Shared;
-use crate::sockets;
 use crate::telemetry::{Connection, Direction};
 use crate::tunnel::client::Early;
 use crate::tunnel::pool::Worker;
@@ -41,7 +40,6 @@ pub async fn serve(shared: Arc<Shared>, worker: Arc<Worker>, listener: TcpListen
 }
 
 pub(crate) async fn handle(shared: Arc<Shared>, worker: Arc<Worker>, stream: TcpStream, source: SocketAddr) {
-    sockets::reset_unless_clean(&stream);
     let dialled = match original_dst(&stream) {
         Ok(dialled) if Readiness::is_canary(dialled) => return shared.readiness.answer_canary(stream, dialled).await,
         Ok(dialled) => dialled,

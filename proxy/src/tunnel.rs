@@ -203,12 +203,18 @@ impl Tunnel {
         Ok(())
     }
 
+    /// Whether `DATA` came together with what was heard last.
+    fn has_data(&self) -> bool {
+        self.session.next_data(self.tls.decrypted()).is_some()
+    }
+
     /// Reads until the peer has said something. `DATA` goes to `data`, as many pieces at a time as are there, which returns
-    /// whether it can take more; all of the pieces are taken in any case.
+    /// whether it can take more; all of the pieces are taken in any case. `data` hears as well whether `FIN` is here behind
+    /// them.
     fn poll_heard(
         &mut self,
         cx: &mut Context<'_>,
-        mut data: impl FnMut(&[IoSlice<'_>]) -> bool,
+        mut data: impl FnMut(&[IoSlice<'_>], bool) -> bool,
     ) -> Poll<Result<Heard, TunnelError>> {
         loop {
             loop {
@@ -231,7 +237,8 @@ impl Tunnel {
                                 pieces.push(piece);
                             }
                         }
-                        (!data(pieces.filled())).then_some(Heard::Data)
+                        let last = self.session.next_is_fin(bytes.get(taken..).unwrap_or_default());
+                        (!data(pieces.filled(), last)).then_some(Heard::Data)
                     }
                     Some(Received::Open(open)) => Some(Heard::Open(open)),
                     Some(Received::Accept(accept)) => Some(Heard::Accept(accept)),

@@ -251,6 +251,12 @@ impl Session {
         }
     }
 
+    /// Whether `rest`, what lies behind `DATA` that was just received, begins with a whole `FIN`: that `DATA` was the peer's
+    /// last, unless it breaks the rules.
+    pub fn next_is_fin(&self, rest: &[u8]) -> bool {
+        self.decoder.at_boundary() && rest.len() >= HEADER_LEN && rest.first() == Some(&(FrameType::Fin as u8))
+    }
+
     fn check<'a>(&mut self, stream: u32, event: Event<'a>) -> Result<Received<'a>, ProtocolError> {
         let server = self.role == Role::Server;
         let current = stream == self.stream;

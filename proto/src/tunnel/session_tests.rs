@@ -214,6 +214,23 @@ fn the_next_frame_of_data_says_how_much_it_brings() {
 }
 
 #[test]
+fn an_end_that_lies_behind_data_is_known_when_all_of_it_is_there() {
+    let (mut client, mut server) = pair();
+    open(&mut client, &mut server);
+    accept(&mut client, &mut server);
+    let mut wire = [&client.data(2)[..], b"ab"].concat();
+    client.fin(&mut wire);
+    let (taken, _) = server.receive(&wire).unwrap();
+    let rest = &wire[taken..];
+    assert!(server.next_is_fin(rest));
+    assert!(!server.next_is_fin(&rest[..HEADER_LEN - 1]));
+    assert!(!server.next_is_fin(&client.data(0)));
+    // Within a frame nothing begins.
+    server.receive(&rest[..3]).unwrap();
+    assert!(!server.next_is_fin(rest));
+}
+
+#[test]
 fn data_after_fin_ends_the_tunnel() {
     let (mut client, mut server) = pair();
     open(&mut client, &mut server);

@@ -72,7 +72,7 @@ impl Inbound {
             return connection.refuse(cut.cause, cut.reason);
         }
         connection.decided(authorized.decision());
-        let application = match dial_application(&shared, &authorized, dialled).await {
+        let application = match dial_application(&shared, &authorized, dialled, false).await {
             Ok(application) => application,
             Err(error) => return connection.refuse(error.cause(), format!("the application: {error}")),
         };

@@ -68,7 +68,7 @@ impl Outbound {
             return fail(cut.cause, cut.reason);
         }
         connection.destination(endpoint.workload.clone(), Some(identity.id().clone()));
-        match dial_application(&self.shared, &authorized, OriginalDestination(endpoint.address)).await {
+        match dial_application(&self.shared, &authorized, OriginalDestination(endpoint.address), false).await {
             Err(error) => {
                 let retryable = matches!(error, ConnectError::Refused(_));
                 Err(Failed { cause: error.cause(), reason: error.to_string(), retryable })

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::model::AppProtocol;
+use crate::sockets;
 use crate::test_support::{connected, id, listener, own_pod};
 use crate::tunnel::tests::Rig;
 

@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Bound;
 use crate::config::Config;
-use crate::sockets::CONGESTION_IN_POD;
+use crate::sockets::{CONGESTION_IN_POD, reset_unless_clean};
 
 /// All listeners of the process.
 pub(super) struct Listeners {
@@ -80,8 +80,10 @@ pub(super) fn open(config: &Config) -> Result<Listeners, Vec<ListenError>> {
         if !errors.is_empty() {
             break;
         }
+        let outbound = only(bind_all("--outbound-port", &listen.outbound(), shared, &mut errors));
+        outbound.iter().for_each(reset_unless_clean);
         workers.push(WorkerListeners {
-            outbound: only(bind_all("--outbound-port", &listen.outbound(), shared, &mut errors)),
+            outbound,
             inbound: only(bind_all("--inbound-port", &listen.inbound(), shared, &mut errors)),
         });
     }
@@ -184,12 +186,14 @@ mod tests {
     fn what_a_listener_is_set_to_holds_for_what_it_accepts() {
         let address = free();
         let listener = bind(address, false).unwrap();
+        reset_unless_clean(&listener);
         let _client = std::net::TcpStream::connect(address).unwrap();
         listener.set_nonblocking(false).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let (accepted, listener) = (socket2::SockRef::from(&accepted), socket2::SockRef::from(&listener));
         assert!(accepted.tcp_nodelay().unwrap() && accepted.keepalive().unwrap());
         assert!(accepted.tcp_congestion().unwrap().starts_with(b"reno\0"));
+        assert_eq!(accepted.linger().unwrap(), Some(std::time::Duration::ZERO));
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), listener.tcp_keepalive_time().unwrap());
         assert_eq!(accepted.tcp_keepalive_interval().unwrap(), listener.tcp_keepalive_interval().unwrap());
         assert_eq!(accepted.tcp_keepalive_retries().unwrap(), listener.tcp_keepalive_retries().unwrap());

@@ -227,7 +227,7 @@ impl Opening<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), OpenError>> {
         loop {
             let up = self.poll_up(cx)?;
-            let heard = match self.tunnel.poll_heard(cx, |_| false) {
+            let heard = match self.tunnel.poll_heard(cx, |_, _| false) {
                 Poll::Pending if up.is_pending() => return Poll::Pending,
                 Poll::Pending => continue,
                 Poll::Ready(heard) => heard.map_err(|error| self.broken(error))?,

@@ -175,7 +175,7 @@ async fn watch(worker: Arc<Worker>, shared: Arc<Shared>, key: Key, idle: Arc<Idl
 /// `Ready`: the tunnel is of no use any more.
 fn poll_idle(tunnel: &mut Tunnel, shared: &Shared, cx: &mut Context<'_>) -> Poll<()> {
     loop {
-        match std::task::ready!(tunnel.poll_heard(cx, |_| false)) {
+        match std::task::ready!(tunnel.poll_heard(cx, |_, _| false)) {
             Ok(Heard::Reauth(reauth)) => {
                 let renewed: Result<(), TunnelError> = tunnel.renewed(&reauth, shared.certificates.verifier());
                 if renewed.is_err() {

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use crate::http::Exchanges;
 use crate::limits::{ACCEPT_WAITS, BUFFER_APPLICATION, BUFFER_MIN};
 use crate::shared::Shared;
+use crate::sockets;
 use crate::streams::{Cut, Registered};
 use crate::tunnel::buffer::{Buffer, ReadSize, read_some};
 use crate::tunnel::{Heard, Tunnel, TunnelError};
@@ -169,6 +170,8 @@ pub(crate) struct Relay<'a> {
     application_told_end: bool,
     /// The `ACCEPT` that lies in front of the application's first word waits for it.
     accept_waits: bool,
+    /// The application was dialled with [`sockets::connect_in_pod`]'s `speaks_first`, and has heard nothing yet.
+    speaks_first: bool,
     /// Looks at what passes, where it is declared to be HTTP/1.
     http: Option<Box<Exchanges>>,
     /// Bytes that the application sent into the tunnel.
@@ -193,6 +196,7 @@ impl<'a> Relay<'a> {
             to_application: Buffer::default(),
             application_told_end: false,
             accept_waits: false,
+            speaks_first: false,
             http: None,
             sent: 0,
             received: 0,
@@ -202,6 +206,12 @@ impl<'a> Relay<'a> {
     /// The tunnel holds an `ACCEPT` that has not been sent: it may go out with the application's first word.
     pub(crate) fn behind_accept(mut self) -> Relay<'a> {
         self.accept_waits = true;
+        self
+    }
+
+    /// The application was dialled with this `speaks_first`.
+    pub(crate) fn speaking_first(mut self, speaks_first: bool) -> Relay<'a> {
+        self.speaks_first = speaks_first;
         self
     }
 
@@ -335,17 +345,13 @@ impl<'a> Relay<'a> {
         let Relay { tunnel, application, to_application, received, http, .. } = self;
         let received_before = *received;
         let mut broken = None;
-        let heard = tunnel.poll_heard(cx, |pieces| {
+        let heard = tunnel.poll_heard(cx, |pieces, last| {
             *received += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
             if let Some(http) = http {
                 let now = Instant::now();
                 pieces.iter().for_each(|piece| http.application_hears(piece, now));
             }
-            let written = match pieces {
-                [piece] => application.try_write(piece),
-                _ => application.try_write_vectored(pieces),
-            };
-            match written {
+            match sockets::write_some(application, pieces, last) {
                 Ok(count) => to_application.extend_behind(count, pieces),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => to_application.extend_behind(0, pieces),
                 Err(error) => broken = Some(error),
@@ -356,6 +362,9 @@ impl<'a> Relay<'a> {
             return Err(End::Application(error));
         }
         if *received > received_before {
+            if std::mem::take(&mut self.speaks_first) {
+                sockets::spoken_first(self.application);
+            }
             self.stream.touch();
         }
         let heard = match heard {

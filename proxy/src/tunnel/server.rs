@@ -101,7 +101,7 @@ async fn next_open(shared: &Shared, tunnel: &mut Tunnel) -> Result<Option<v1::Op
             if let Poll::Ready(Err(error)) = tunnel.tls.poll_flush(cx) {
                 return Poll::Ready(Err(error.into()));
             }
-            tunnel.poll_heard(cx, |_| false)
+            tunnel.poll_heard(cx, |_, _| false)
         });
         let heard = tokio::select! {
             heard = heard => heard?,
@@ -147,7 +147,8 @@ async fn serve_stream(
     connection.destination(own.workload.clone(), Some(own.spiffe_id.clone()));
     connection.decided(authorized.decision());
     // Boxed: what it takes to get in is given back when that is done.
-    let application = match Box::pin(dial_application(shared, &authorized, dialled)).await {
+    let speaks_first = tunnel.has_data();
+    let application = match Box::pin(dial_application(shared, &authorized, dialled, speaks_first)).await {
         Ok(application) => application,
         Err(error) => {
             let written = refuse(shared, tunnel, connection, Refusal::application(&error));
@@ -163,7 +164,8 @@ async fn serve_stream(
     connection.secured(&tunnel.facts().clone(), std::mem::take(fresh));
     let is_http = own.ports.get(&port) == Some(&AppProtocol::Http);
     let http = is_http.then(|| connection.follow_http());
-    let mut relay = Relay::new(shared, tunnel, &application, &registered).behind_accept().shown_to(http);
+    let relay = Relay::new(shared, tunnel, &application, &registered).behind_accept();
+    let mut relay = relay.speaking_first(speaks_first).shown_to(http);
     let end = relay.run().await;
     let (sent, received) = (relay.sent, relay.received);
     if matches!(end, End::Clean) {
@@ -234,14 +236,16 @@ fn admit(
     Ok((own, authorized))
 }
 
-/// Connects to the application, at the one port that was authorized.
+/// Connects to the application, at the one port that was authorized. `speaks_first`: as for
+/// [`sockets::connect_in_pod`].
 pub(crate) async fn dial_application(
     shared: &Shared,
     authorized: &Authorized,
     dialled: OriginalDestination,
+    speaks_first: bool,
 ) -> Result<TcpStream, ConnectError> {
     let address = SocketAddr::new(dialled.0.ip(), authorized.port());
-    let application = sockets::connect_in_pod(address, shared.config.exempt).await?;
+    let application = sockets::connect_in_pod(address, shared.config.exempt, speaks_first).await?;
     sockets::reset_unless_clean(&application);
     Ok(application)
 }

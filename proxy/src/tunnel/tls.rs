@@ -225,6 +225,11 @@ impl Tls {
         Ok(self.plaintext.filled())
     }
 
+    /// What [`Tls::plaintext`] has shown and nobody has taken.
+    pub(crate) fn decrypted(&self) -> &[u8] {
+        self.plaintext.filled()
+    }
+
     /// Gives back the room for records, of which at most one has come in part when all others are decrypted.
     pub(crate) fn shrink_incoming(&mut self) {
         self.incoming.shrink();

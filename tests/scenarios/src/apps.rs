@@ -23,6 +23,31 @@ pub async fn echo(mut stream: TcpStream) {
     let _ = stream.shutdown().await;
 }
 
+/// Says back what it hears first, and ends with that.
+pub async fn answer_once(mut stream: TcpStream) {
+    let mut buffer = vec![0; 16 * 1024];
+    if let Ok(count) = stream.read(&mut buffer).await
+        && stream.write_all(&buffer[..count]).await.is_ok()
+        && stream.shutdown().await.is_ok()
+    {
+        // Until the client has ended as well: what it says is of no interest.
+        while matches!(stream.read(&mut buffer).await, Ok(count) if count > 0) {}
+    }
+}
+
+/// Says back what it hears, each time in two writes that Nagle's algorithm (RFC 896) does not let go at once.
+pub async fn echo_in_two(mut stream: TcpStream) {
+    let mut buffer = vec![0; 16 * 1024];
+    let _ = stream.set_nodelay(false);
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        let (first, second) = buffer[..count].split_at(count / 2);
+        if stream.write_all(first).await.is_err() || stream.write_all(second).await.is_err() {
+            return;
+        }
+    }
+    let _ = stream.shutdown().await;
+}
+
 /// Speaks first, then echoes.
 pub async fn greet(mut stream: TcpStream) {
     if stream.write_all(GREETING).await.is_ok() {

@@ -118,6 +118,7 @@ const SENTENCES: &[Scenario] = sentences![
     ],
     counts: [
         fixed_work_costs_the_system_calls_that_are_written_down,
+        an_answer_in_two_small_writes_waits_for_no_acknowledgement,
     ],
     faults: [
         a_certificate_that_can_not_be_renewed_is_used_until_its_end_which_is_announced,
