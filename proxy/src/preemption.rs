@@ -8,8 +8,9 @@
 //! cores, it waits for the end of their time slice, which is milliseconds.
 //!
 //! So a thread interrupts nobody for as long as it does not have to wait for that. What it waited, the kernel counts
-//! (`/proc/thread-self/schedstat`). Once that was too long, it interrupts for the next thousands of turns of its event loop,
-//! so that few of all turns are lost in finding out whether the machine has become quiet.
+//! (`/proc/thread-self/schedstat`). Once that was too long, it interrupts for the next hundreds of turns of its event loop,
+//! and for the next thousands where it is too long again right after, so that few of all turns are lost in finding out
+//! whether the machine has become quiet, and a moment in which it was not is soon over.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -29,8 +30,15 @@ const LONG: Duration = Duration::from_millis(8);
 /// taken a core away for some milliseconds: who interrupts waits for that, too.
 const IN_A_ROW: u32 = 2;
 
-/// A thread that waited too long interrupts for so many turns: 1 in 250 is lost where it always is too long.
-const APART: u32 = 250 * TURNS * IN_A_ROW;
+/// A thread that waited too long interrupts for so many turns at first: half a second of 1,000 requests per second, for
+/// what may have been a moment.
+const APART_AT_FIRST: u32 = 16 * TURNS * IN_A_ROW;
+
+/// And for so many times as many if it waits too long again soon after.
+const LONGER: u32 = 4;
+
+/// In the end for so many: 1 turn in 257 is lost where it always is too long.
+const APART_AT_MOST: u32 = 256 * TURNS * IN_A_ROW;
 
 thread_local! {
     static THREAD: RefCell<Option<Thread>> = const { RefCell::new(None) };
@@ -73,9 +81,9 @@ struct Thread {
 impl Thread {
     fn this() -> std::io::Result<Self> {
         let counts = File::open("/proc/thread-self/schedstat")?;
-        let mut thread = Self { counts, manners: Manners::Interrupts { turns: 1 } };
-        thread.turn_ends()?;
-        Ok(thread)
+        let manners = Manners::begun(ever_waited(&counts)?);
+        schedule(Scheduler::SCHED_BATCH)?;
+        Ok(Self { counts, manners })
     }
 
     fn turn_ends(&mut self) -> std::io::Result<()> {
@@ -83,21 +91,21 @@ impl Thread {
             return Ok(());
         }
         let before = self.manners;
-        self.manners = before.having_waited(self.waited()?);
+        self.manners = before.having_waited(ever_waited(&self.counts)?);
         match (before, self.manners) {
             (Manners::Waits { .. }, Manners::Interrupts { .. }) => schedule(Scheduler::SCHED_NORMAL),
             (Manners::Interrupts { .. }, Manners::Waits { .. }) => schedule(Scheduler::SCHED_BATCH),
             _ => Ok(()),
         }
     }
+}
 
-    /// How long this thread has been ready to run and did not, ever.
-    fn waited(&self) -> std::io::Result<Duration> {
-        let mut text = [0; 64];
-        let length = self.counts.read_at(&mut text, 0)?;
-        let unknown = || std::io::Error::other("the kernel does not count what this thread waits");
-        waited(text.get(..length).unwrap_or_default()).ok_or_else(unknown)
-    }
+/// How long the thread of these counts has been ready to run and did not, ever.
+fn ever_waited(counts: &File) -> std::io::Result<Duration> {
+    let mut text = [0; 64];
+    let length = counts.read_at(&mut text, 0)?;
+    let unknown = || std::io::Error::other("the kernel does not count what this thread waits");
+    waited(text.get(..length).unwrap_or_default()).ok_or_else(unknown)
 }
 
 /// Schedules this thread so, unless whoever started the proxy has made it a real-time one, or one for idle times.
@@ -121,30 +129,37 @@ fn waited(schedstat: &[u8]) -> Option<Duration> {
 /// What a woken thread does to whoever runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manners {
-    /// Waits for them. What it had waited at the last look, ever; the turns until the next one; how many were long in a row.
-    Waits { waited: Duration, turns: u32, long: u32 },
-    /// Interrupts them, for so many turns.
-    Interrupts { turns: u32 },
+    /// Waits for them. What it had waited at the last look, ever; the turns until the next one; how many were long in a row;
+    /// the turns for which it interrupts once that is too many.
+    Waits { waited: Duration, turns: u32, long: u32, apart: u32 },
+    /// Interrupts them. The turns until it no longer does; and all of them.
+    Interrupts { turns: u32, apart: u32 },
 }
 
 impl Manners {
+    /// Of a thread that has waited for so long, ever.
+    fn begun(ever: Duration) -> Self {
+        Self::Waits { waited: ever, turns: TURNS, long: 0, apart: APART_AT_FIRST }
+    }
+
     /// A turn ends. Whether to look now at what the thread has waited.
     fn turn_ends(&mut self) -> bool {
-        let (Self::Waits { turns, .. } | Self::Interrupts { turns }) = self;
+        let (Self::Waits { turns, .. } | Self::Interrupts { turns, .. }) = self;
         *turns = turns.saturating_sub(1);
         *turns == 0
     }
 
     /// What follows from having waited for so long, ever.
     fn having_waited(self, ever: Duration) -> Self {
-        let long = match self {
-            Self::Waits { waited, long, .. } if ever.saturating_sub(waited) > LONG => long + 1,
-            _ => 0,
-        };
-        if long < IN_A_ROW {
-            Self::Waits { waited: ever, turns: TURNS, long }
-        } else {
-            Self::Interrupts { turns: APART }
+        let waits = |long, apart| Self::Waits { waited: ever, turns: TURNS, long, apart };
+        match self {
+            Self::Interrupts { apart, .. } => waits(0, (LONGER * apart).min(APART_AT_MOST)),
+            Self::Waits { waited, long, apart, .. } if ever.saturating_sub(waited) > LONG => match long + 1 {
+                IN_A_ROW => Self::Interrupts { turns: apart, apart },
+                long => waits(long, apart),
+            },
+            // To have interrupted is forgotten as slowly as it happened.
+            Self::Waits { apart, .. } => waits(0, apart.saturating_sub(TURNS).max(APART_AT_FIRST)),
         }
     }
 }
@@ -156,8 +171,6 @@ mod tests {
     use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
     use std::time::Instant;
-
-    const BEGUN: Manners = Manners::Waits { waited: Duration::ZERO, turns: TURNS, long: 0 };
 
     /// The turns until the next look, by which the thread has waited for so long, ever.
     fn turns_until_a_look(manners: &mut Manners, ever: Duration) -> u32 {
@@ -171,17 +184,17 @@ mod tests {
 
     #[test]
     fn a_thread_that_waits_little_interrupts_nobody() {
-        let (mut manners, mut waited) = (BEGUN, Duration::ZERO);
+        let (mut manners, mut waited) = (Manners::begun(Duration::ZERO), Duration::ZERO);
         for _ in 0..1000 {
             waited += LONG;
             assert_eq!(turns_until_a_look(&mut manners, waited), TURNS);
-            assert_eq!(manners, Manners::Waits { waited, turns: TURNS, long: 0 });
+            assert_eq!(manners, Manners::begun(waited));
         }
     }
 
     #[test]
     fn a_thread_that_waits_long_now_and_then_interrupts_nobody() {
-        let (mut manners, mut waited) = (BEGUN, Duration::ZERO);
+        let (mut manners, mut waited) = (Manners::begun(Duration::ZERO), Duration::ZERO);
         for look in 0..1000 {
             if look % IN_A_ROW > 0 {
                 waited += Duration::from_secs(1);
@@ -192,19 +205,26 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_always_waits_long_interrupts_in_all_turns_but_one_in_250() {
-        let (mut manners, mut waited) = (BEGUN, Duration::ZERO);
-        let (mut waiting, mut interrupting) = (0, 0);
-        while interrupting < 10 * APART {
-            // What it waits while it interrupts is not held against it, nor does it matter.
-            waited += LONG * 2;
-            let turns = match manners {
-                Manners::Waits { .. } => &mut waiting,
-                Manners::Interrupts { .. } => &mut interrupting,
-            };
-            *turns += turns_until_a_look(&mut manners, waited);
+    fn a_thread_that_waits_long_again_and_again_interrupts_for_longer_and_longer() {
+        let (mut manners, mut waited) = (Manners::begun(Duration::ZERO), Duration::ZERO);
+        for expected in [1_024, 4_096, 16_384, 16_384, 16_384] {
+            for _ in 0..IN_A_ROW {
+                waited += LONG * 2;
+                assert_eq!(turns_until_a_look(&mut manners, waited), TURNS);
+            }
+            // What it waits while it interrupts is not held against it.
+            waited += Duration::from_secs(1);
+            assert_eq!(turns_until_a_look(&mut manners, waited), expected);
         }
-        assert_eq!(interrupting, 250 * waiting);
+    }
+
+    #[test]
+    fn a_thread_that_has_waited_well_for_long_enough_interrupts_for_a_moment_only() {
+        let mut manners = Manners::Interrupts { turns: 1, apart: APART_AT_MOST };
+        for _ in 0..=APART_AT_MOST / TURNS {
+            turns_until_a_look(&mut manners, LONG);
+        }
+        assert_eq!(manners, Manners::begun(LONG));
     }
 
     #[test]
