@@ -146,8 +146,8 @@ async fn serve_stream(
     };
     connection.destination(own.workload.clone(), Some(own.spiffe_id.clone()));
     connection.decided(authorized.decision());
-    // Boxed: what it takes to get in is given back when that is done.
     let speaks_first = tunnel.has_data();
+    // Boxed: what it takes to get in is given back when that is done.
     let application = match Box::pin(dial_application(shared, &authorized, dialled, speaks_first)).await {
         Ok(application) => application,
         Err(error) => {
