@@ -8,9 +8,9 @@
 //! cores, it waits for the end of their time slice, which is milliseconds.
 //!
 //! So a thread interrupts nobody for as long as it does not have to wait for that. What it waited, the kernel counts
-//! (`/proc/thread-self/schedstat`). Once that was too long, it interrupts for the next hundreds of turns of its event loop,
-//! and for the next thousands where it is too long again right after, so that few of all turns are lost in finding out
-//! whether the machine has become quiet, and a moment in which it was not is soon over.
+//! (`/proc/thread-self/schedstat`). Once that was too long, it interrupts for the next thousand turns of its event loop, and
+//! for many thousands where it is too long again soon after: a moment in which the machine is busy is soon over, and on one
+//! that stays busy few of all turns are lost in finding that out.
 
 use std::cell::RefCell;
 use std::fs::File;

@@ -144,20 +144,15 @@ pub(crate) fn ended_cleanly(stream: &TcpStream) {
 mod tests {
     use byrnie_redirect::PROXY_UID;
     use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
 
     use super::*;
-
-    async fn in_pod(speaks_first: bool) -> (TcpStream, TcpListener) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        (connect_in_pod(address, Exempt::Uid(PROXY_UID), speaks_first).await.unwrap(), listener)
-    }
+    use crate::test_support::{connected, listener};
 
     #[tokio::test]
     async fn who_was_spoken_to_first_gets_its_answer_acknowledged_like_anybody() {
         for speaks_first in [false, true] {
-            let (stream, _listener) = in_pod(speaks_first).await;
+            let (_application, address) = listener().await;
+            let stream = connect_in_pod(address, Exempt::Uid(PROXY_UID), speaks_first).await.unwrap();
             stream.writable().await.unwrap();
             stream.try_write(b"first words").unwrap();
             if speaks_first {
@@ -169,8 +164,7 @@ mod tests {
 
     #[tokio::test]
     async fn last_words_arrive_with_the_end_behind_them() {
-        let (stream, listener) = in_pod(false).await;
-        let (mut application, _) = listener.accept().await.unwrap();
+        let (stream, mut application) = connected().await;
         stream.writable().await.unwrap();
         let pieces = [IoSlice::new(b"last "), IoSlice::new(b"words")];
         assert_eq!(write_some(&stream, &pieces, true).unwrap(), 10);

@@ -1,5 +1,5 @@
-//! System calls and segments of fixed work. Time differs from machine to machine and from minute to minute, these do not: what a change
-//! costs is seen here before a benchmark could tell it from noise.
+//! System calls and segments of fixed work. Time differs from machine to machine and from minute to minute, these do not:
+//! what a change costs is seen here before a benchmark could tell it from noise.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
