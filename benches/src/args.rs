@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// Rows to measure, separated by commas; all, unless told.
     #[arg(long, value_name = "ROW", value_enum, value_delimiter = ',')]
     pub(crate) rows: Vec<Row>,
-    /// Contestants, separated by commas; all, unless told.
+    /// Contestants, separated by commas; all but `plain-tls`, unless told.
     #[arg(long, value_name = "NAME", value_enum, value_delimiter = ',')]
     pub(crate) contestants: Vec<Contestant>,
     /// How many times everything is measured; a median of fewer than five says little.
@@ -68,11 +68,17 @@ pub(crate) struct Args {
     pub(crate) no_install: bool,
 }
 
-/// What is measured without peers.
+/// What is done in place of the comparison.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Command {
     /// Certificates per second, memory and CPU for each connected proxy, and how fast changes arrive; needs no root.
     ControlPlane(PlaneArgs),
+    /// One of the proxies of the contestant `plain-tls`, which the benchmark starts.
+    #[command(hide = true)]
+    PlainTls {
+        /// Where its identity is.
+        directory: PathBuf,
+    },
 }
 
 impl Args {
@@ -83,7 +89,9 @@ impl Args {
 
     /// The chosen contestants.
     pub(crate) fn chosen_contestants(&self) -> Vec<Contestant> {
-        let chosen = |one: &Contestant| self.contestants.is_empty() || self.contestants.contains(one);
+        let chosen = |one: &Contestant| {
+            if self.contestants.is_empty() { one.takes_part_unchosen() } else { self.contestants.contains(one) }
+        };
         Contestant::ALL.into_iter().filter(chosen).collect()
     }
 
@@ -113,15 +121,18 @@ mod tests {
     fn without_a_choice_everything_is_measured_five_times() {
         let args = Args::try_parse_from(["benches"]).expect("the defaults");
         assert_eq!(args.chosen_rows(), Row::ALL);
-        assert_eq!(args.chosen_contestants(), Contestant::ALL);
+        let compared =
+            [Contestant::Direct, Contestant::Relay, Contestant::EnvoyL4, Contestant::EnvoyHttp, Contestant::Byrnie];
+        assert_eq!(args.chosen_contestants(), compared);
         assert_eq!((args.rounds, args.congestion_control.as_str()), (5, "cubic"));
     }
 
     #[test]
     fn a_choice_keeps_the_order_of_measuring() {
-        let args = Args::try_parse_from(["benches", "--contestants", "byrnie,direct", "--rows", "bulk,keepalive"]);
+        let args =
+            Args::try_parse_from(["benches", "--contestants", "byrnie,plain-tls,direct", "--rows", "bulk,keepalive"]);
         let args = args.expect("a choice");
-        assert_eq!(args.chosen_contestants(), [Contestant::Direct, Contestant::Byrnie]);
+        assert_eq!(args.chosen_contestants(), [Contestant::Direct, Contestant::PlainTls, Contestant::Byrnie]);
         assert_eq!(args.chosen_rows(), [Row::Keepalive, Row::Bulk]);
     }
 }

@@ -19,8 +19,10 @@ use crate::rows::Row;
 mod byrnie;
 mod envoy;
 mod haproxy;
+mod plain_tls;
 
 pub(crate) use byrnie::{Mesh, capture, requests_followed};
+pub(crate) use plain_tls::run as run_plain_tls;
 
 /// Who carries the loads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum, Serialize)]
@@ -34,13 +36,16 @@ pub(crate) enum Contestant {
     EnvoyL4,
     /// Envoy at both ends, mTLS, as an HTTP proxy, with its access log.
     EnvoyHttp,
+    /// The least that two proxies with mTLS do, and no mesh: only when it is named.
+    PlainTls,
     /// Byrnie as it comes: mTLS, policy, metrics, access log.
     Byrnie,
 }
 
 impl Contestant {
     /// In the order of the report.
-    pub(crate) const ALL: [Self; 5] = [Self::Direct, Self::Relay, Self::EnvoyL4, Self::EnvoyHttp, Self::Byrnie];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Direct, Self::Relay, Self::EnvoyL4, Self::EnvoyHttp, Self::PlainTls, Self::Byrnie];
 
     /// Its name, as on the command line.
     pub(crate) fn name(self) -> &'static str {
@@ -49,6 +54,7 @@ impl Contestant {
             Self::Relay => "relay",
             Self::EnvoyL4 => "envoy-l4",
             Self::EnvoyHttp => "envoy-http",
+            Self::PlainTls => "plain-tls",
             Self::Byrnie => "byrnie",
         }
     }
@@ -58,9 +64,14 @@ impl Contestant {
         self != Self::Direct
     }
 
+    /// Whether it takes part unless others are chosen.
+    pub(crate) fn takes_part_unchosen(self) -> bool {
+        self != Self::PlainTls
+    }
+
     /// Whether nothing of the application may be readable on the wire.
     pub(crate) fn is_mtls(self) -> bool {
-        matches!(self, Self::EnvoyL4 | Self::EnvoyHttp | Self::Byrnie)
+        !matches!(self, Self::Direct | Self::Relay)
     }
 
     /// Whether it can look into HTTP.
@@ -115,6 +126,10 @@ impl Proxies {
             Contestant::EnvoyL4 | Contestant::EnvoyHttp => {
                 let authority = envoy::Authority::new()?;
                 ends.iter().map(|end| envoy::start(contestant, &authority, end)).collect()
+            }
+            Contestant::PlainTls => {
+                let authority = plain_tls::Authority::new()?;
+                ends.iter().map(|end| plain_tls::start(&authority, end)).collect()
             }
             Contestant::Byrnie => {
                 let mesh = mesh.ok_or_else(|| Failure::new("there is no control plane"))?;

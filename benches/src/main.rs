@@ -43,14 +43,14 @@ const CANNOT: u8 = 3;
 fn main() -> ExitCode {
     byrnie_netlab::shim::maybe_run();
     let args = Args::parse();
-    if let Some(Command::ControlPlane(of_plane)) = &args.command {
-        return match tools::build().and_then(|()| raise_limit_of_files()).and_then(|()| plane::run(of_plane)) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(failure) => {
-                eprintln!("{failure}");
-                ExitCode::FAILURE
-            }
-        };
+    let instead = args.command.as_ref().map(|command| match command {
+        Command::ControlPlane(of_plane) => {
+            tools::build().and_then(|()| raise_limit_of_files()).and_then(|()| plane::run(of_plane))
+        }
+        Command::PlainTls { directory } => contestants::run_plain_tls(directory),
+    });
+    if let Some(done) = instead {
+        return ended(done);
     }
     if byrnie_netlab::is_outside() {
         if !args.no_install {
@@ -62,8 +62,7 @@ fn main() -> ExitCode {
                 return cannot(&reason);
             }
             if let Err(failure) = tools::build() {
-                eprintln!("{failure}");
-                return ExitCode::FAILURE;
+                return ended(Err(failure));
             }
         }
     }
@@ -75,7 +74,12 @@ fn main() -> ExitCode {
     if entered.privileges() != Privileges::Root {
         return cannot(&"it needs root: the proxies have a UID of their own");
     }
-    match outer.map_err(doing("/proc")).and_then(|outer| run(&entered, &args, outer)) {
+    ended(outer.map_err(doing("/proc")).and_then(|outer| run(&entered, &args, outer)))
+}
+
+/// The exit code, and on standard error why.
+fn ended(done: Result<()>) -> ExitCode {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("{failure}");

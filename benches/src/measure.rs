@@ -86,7 +86,7 @@ fn keepalive(site: &Site, length: Duration) -> Result<Figures> {
     figures.extend(match site.contestant() {
         Contestant::EnvoyHttp => of_requests(Metric::ParsedRequests, Metric::ParsedCpu, requests, cpu),
         Contestant::Byrnie => followed(site, length)?,
-        Contestant::Direct | Contestant::Relay | Contestant::EnvoyL4 => Figures::new(),
+        Contestant::Direct | Contestant::Relay | Contestant::EnvoyL4 | Contestant::PlainTls => Figures::new(),
     });
     Ok(figures)
 }

@@ -172,6 +172,7 @@ fn needs(contestant: Contestant) -> Result<()> {
         Contestant::Direct => &[],
         Contestant::Relay => &[Tool::Haproxy, Tool::Byrnie],
         Contestant::EnvoyL4 | Contestant::EnvoyHttp => &[Tool::Envoy, Tool::Byrnie],
+        Contestant::PlainTls => &[Tool::Byrnie],
         Contestant::Byrnie => &[Tool::Byrnie, Tool::ByrnieProxy, Tool::ByrnieControlPlane],
     };
     tools.iter().try_for_each(|tool| tool.find().map(|_| ()))
