@@ -2,7 +2,6 @@
 //! frames, no metrics, no log, no limits, a handshake for every connection and 64 KiB for it. It is not a mesh; it says how
 //! much of a figure is Byrnie's own, and how much that of TLS, the runtime and the kernel.
 
-use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! `iperf3`: bulk over TCP.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use byrnie_netlab::Host;
 use serde_json::Value;
@@ -28,6 +29,9 @@ pub(crate) enum Way {
     From,
 }
 
+/// Longest that the test before this one may keep the server: it is over for the server once a proxy has told it so.
+const BUSY: Duration = Duration::from_secs(5);
+
 /// Runs it.
 pub(crate) fn run(host: &Host, to: SocketAddr, streams: u32, way: Way, length: Duration) -> Result<Bulk> {
     let (address, port) = (to.ip().to_string(), to.port().to_string());
@@ -37,7 +41,19 @@ pub(crate) fn run(host: &Host, to: SocketAddr, streams: u32, way: Way, length: D
         arguments.push("-R");
     }
     let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
-    read(&printed(host, Tool::Iperf3.find()?, &arguments)?)
+    let deadline = Instant::now() + BUSY;
+    loop {
+        let text = printed(host, Tool::Iperf3.find()?, &arguments)?;
+        if !is_busy(&text) || Instant::now() > deadline {
+            return read(&text);
+        }
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// Whether the server has another test, and has not begun this one.
+fn is_busy(text: &str) -> bool {
+    text.contains("the server is busy running a test")
 }
 
 fn read(text: &str) -> Result<Bulk> {
@@ -61,6 +77,12 @@ mod tests {
         let text = r#"{"end":{"sum_sent":{"bytes":9,"bits_per_second":9e9},
             "sum_received":{"bytes":2500000000,"bits_per_second":1.0e10}}}"#;
         assert_eq!(read(text), Ok(Bulk { bytes: 2.5e9, gigabits: 10.0 }));
+    }
+
+    #[test]
+    fn a_busy_server_is_told_from_other_errors() {
+        assert!(is_busy(r#"{"error":"the server is busy running a test. try again later"}"#));
+        assert!(!is_busy(r#"{"error":"unable to connect to server: Connection refused"}"#));
     }
 
     #[test]
