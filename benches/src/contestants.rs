@@ -36,7 +36,7 @@ pub(crate) enum Contestant {
     EnvoyL4,
     /// Envoy at both ends, mTLS, as an HTTP proxy, with its access log.
     EnvoyHttp,
-    /// The least that two proxies with mTLS do, and no mesh: only when it is named.
+    /// The plainest two proxies with mTLS, and no mesh: only when it is named.
     PlainTls,
     /// Byrnie as it comes: mTLS, policy, metrics, access log.
     Byrnie,

@@ -68,7 +68,7 @@ impl Report {
                 "title": metric.about().title,
                 "better": if metric.about().better == Better::Higher { "higher" } else { "lower" },
                 "contestants": self.contestants.iter().filter_map(of).collect::<serde_json::Map<_, _>>(),
-                "byrnie-to": COMPARED.iter().filter_map(ratio).collect::<serde_json::Map<_, _>>(),
+                "byrnie-to": self.compared().filter_map(|to| ratio(&to)).collect::<serde_json::Map<_, _>>(),
                 "first-target": metric.about().first.map(|bound| self.bound_json(metric, bound)),
                 "goal": metric.about().goal.map(|bound| self.bound_json(metric, bound)),
             })
@@ -94,10 +94,15 @@ impl Report {
         self.contestants.iter().any(|contestant| self.results.summary(*contestant, metric).is_some())
     }
 
+    /// With whom Byrnie is compared by a ratio.
+    fn compared(&self) -> impl Iterator<Item = Contestant> {
+        self.contestants.iter().copied().filter(|one| *one != Contestant::Byrnie)
+    }
+
     fn figures(&self, text: &mut String) {
         let names: String = self.contestants.iter().map(|contestant| format!(" {} |", contestant.name())).collect();
-        let compared: String = COMPARED.iter().map(|to| format!(" ÷ {} |", to.name())).collect();
-        let rule = "---:|".repeat(self.contestants.len() + COMPARED.len());
+        let compared: String = self.compared().map(|to| format!(" ÷ {} |", to.name())).collect();
+        let rule = "---:|".repeat(self.contestants.len() + self.compared().count());
         let _ = writeln!(text, "| |{names}{compared} first target | goal |\n|---|{rule}---|---|");
         for metric in Metric::ALL.into_iter().filter(|metric| self.has(*metric)) {
             let about = metric.about();
@@ -105,7 +110,7 @@ impl Report {
             for contestant in &self.contestants {
                 let _ = write!(text, " {} |", cell(metric, self.results.summary(*contestant, metric).as_ref()));
             }
-            for to in COMPARED {
+            for to in self.compared() {
                 let ratio = self.results.ratio(metric, Contestant::Byrnie, to);
                 let _ = write!(text, " {} |", ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default());
             }
@@ -186,9 +191,6 @@ impl Report {
         }
     }
 }
-
-/// With whom Byrnie is compared by a ratio.
-const COMPARED: [Contestant; 4] = [Contestant::Direct, Contestant::Relay, Contestant::EnvoyL4, Contestant::EnvoyHttp];
 
 fn cell(metric: Metric, summary: Option<&Summary>) -> String {
     let digits = metric.about().digits;
