@@ -103,12 +103,17 @@ impl Outbound {
                 let reason = format!("{} is inside the cluster, but no Service or pod has it", self.dialled.0);
                 Err(Failed { cause: "unknown-destination", reason, retryable: false })
             }
-            DestinationKind::Service | DestinationKind::Pod => self.to_endpoints(connection, &destination).await,
+            DestinationKind::Service | DestinationKind::Pod => self.to_endpoints(connection, destination).await,
         }
     }
 
-    /// Tries endpoints until one takes the connection, each once, and only while the application can't notice.
-    async fn to_endpoints(&self, connection: &mut Connection, destination: &Destination) -> Result<Ended, Failed> {
+    /// Tries endpoints until one takes the connection, each once, and only while the application can't notice. Trying one
+    /// takes seconds where its pod is gone: what was heard of the destination meanwhile counts for the next.
+    async fn to_endpoints(
+        &self,
+        connection: &mut Connection,
+        mut destination: Arc<Destination>,
+    ) -> Result<Ended, Failed> {
         if let Some(service) = &destination.service {
             connection.service(service.clone());
         }
@@ -117,10 +122,13 @@ impl Outbound {
         while let Some(endpoint) = self.worker.loads.choose(&destination.endpoints, &tried) {
             tried.push(endpoint.address);
             connection.destination(endpoint.workload.clone(), None);
-            let failed = match self.to_endpoint(connection, destination, endpoint, &mut early).await {
+            let failed = match self.to_endpoint(connection, &destination, endpoint, &mut early).await {
                 Ok(ended) => return Ok(ended),
                 Err(failed) => failed,
             };
+            if let Some(now) = self.shared.discovery.peek(self.dialled.0).filter(|now| now.kind == destination.kind) {
+                destination = now;
+            }
             let others = tried.len() < ATTEMPTS && self.worker.loads.choose(&destination.endpoints, &tried).is_some();
             if !failed.retryable || !others {
                 return Err(failed);

@@ -38,7 +38,7 @@ async fn dial(rig: &Rig, worker: &Arc<Worker>, destination: Destination) -> (Tcp
     let (shared, worker, own) = (rig.client.clone(), worker.clone(), rig.client.control.own().unwrap());
     let mut connection = shared.telemetry.connection(Direction::Outbound, source, dialled.0);
     let outbound = Outbound { shared, worker, application, source, dialled, own };
-    let carried = async move { drop(outbound.to_endpoints(&mut connection, &destination).await) };
+    let carried = async move { drop(outbound.to_endpoints(&mut connection, destination.into()).await) };
     (near, tokio::spawn(carried))
 }
 

@@ -102,6 +102,22 @@ pub(crate) async fn pods_that_go_while_they_are_still_endpoints_cost_no_request(
     assert_eq!(failures, Vec::<String>::new(), "of {calls} calls");
 }
 
+pub(crate) async fn a_connection_under_way_to_a_pod_that_is_gone_ends_at_one_that_was_heard_of_meanwhile(world: World) {
+    let mesh = Mesh::start(&world).await;
+    let [address, _] = mesh.service(&Service::new("shop/orders").app("orders-a").port(80, 8080));
+    let [web, gone, made] = mesh.pods(["shop/web", "shop/orders-a", "shop/orders-b"]).await;
+    let _echo = made.serve(8080, apps::echo);
+    mesh.lab().remove(gone.host()).unwrap();
+    let service = "service-shop-orders";
+    let now = std::fs::read_to_string(mesh.source().join(format!("{service}.yaml"))).unwrap();
+    let (called, ()) = tokio::join!(web.call(SocketAddr::new(address, 80)), async {
+        // Who does not answer is waited for longer than that.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        mesh.apply(service, &now.replace("orders-a", "orders-b"));
+    });
+    called.unwrap();
+}
+
 pub(crate) async fn a_proxy_that_is_told_to_end_does_when_its_connections_have(world: World) {
     let mesh = Mesh::start(&world).await;
     let [web, orders] = mesh.pods(["shop/web", "shop/orders"]).await;

@@ -103,6 +103,7 @@ const SENTENCES: &[Scenario] = sentences![
         a_drain_under_load_costs_no_connection,
         a_pod_that_is_deleted_drains_by_itself_and_goes_on_serving,
         pods_that_go_while_they_are_still_endpoints_cost_no_request,
+        a_connection_under_way_to_a_pod_that_is_gone_ends_at_one_that_was_heard_of_meanwhile,
         a_proxy_that_is_told_to_end_does_when_its_connections_have,
         a_drain_that_takes_too_long_cuts_what_is_open,
         connections_to_a_machine_that_vanished_are_reset_with_what_was_under_way,
