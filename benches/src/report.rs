@@ -59,8 +59,8 @@ impl Report {
                 let summary = self.results.summary(*contestant, metric)?;
                 Some((contestant.name().to_owned(), summary_json(&summary)))
             };
-            let ratio = |to: &Contestant| {
-                let ratio = self.results.ratio(metric, Contestant::Byrnie, *to)?;
+            let ratio = |to: Contestant| {
+                let ratio = self.results.ratio(metric, Contestant::Byrnie, to)?;
                 Some((to.name().to_owned(), json!(ratio)))
             };
             json!({
@@ -68,7 +68,7 @@ impl Report {
                 "title": metric.about().title,
                 "better": if metric.about().better == Better::Higher { "higher" } else { "lower" },
                 "contestants": self.contestants.iter().filter_map(of).collect::<serde_json::Map<_, _>>(),
-                "byrnie-to": self.compared().filter_map(|to| ratio(&to)).collect::<serde_json::Map<_, _>>(),
+                "byrnie-to": self.compared().filter_map(ratio).collect::<serde_json::Map<_, _>>(),
                 "first-target": metric.about().first.map(|bound| self.bound_json(metric, bound)),
                 "goal": metric.about().goal.map(|bound| self.bound_json(metric, bound)),
             })

@@ -126,11 +126,13 @@ impl Outbound {
                 Ok(ended) => return Ok(ended),
                 Err(failed) => failed,
             };
+            if !failed.retryable || tried.len() >= ATTEMPTS {
+                return Err(failed);
+            }
             if let Some(now) = self.shared.discovery.peek(self.dialled.0).filter(|now| now.kind == destination.kind) {
                 destination = now;
             }
-            let others = tried.len() < ATTEMPTS && self.worker.loads.choose(&destination.endpoints, &tried).is_some();
-            if !failed.retryable || !others {
+            if self.worker.loads.choose(&destination.endpoints, &tried).is_none() {
                 return Err(failed);
             }
             tracing::warn!(cause = failed.cause, reason = failed.reason, "trying another endpoint");

@@ -2,7 +2,7 @@
 //! shakes hands and copies. No policy, no frames, no metrics, no log, no limits, a handshake for every connection and 64 KiB
 //! for it, and nothing of what makes Byrnie cheap. It is not a mesh; it shows what Byrnie's features cost and its tuning gives.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,8 +10,7 @@ use byrnie_identity::authority::CertificateAuthority;
 use byrnie_identity::tls::{ALPN_TUNNEL, ClientAuth, client_config, server_config};
 use byrnie_identity::{Clock, KeyPair, SpiffeId, Svid, SvidVerifier, TrustBundle, TrustBundles, TrustDomain};
 use byrnie_netlab::RunAs;
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::sockopt::OriginalDst;
+use byrnie_redirect::original_dst;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
@@ -48,9 +47,7 @@ impl Authority {
         let issued = self.0.issue(&key.spki_der(), &id, LIFE).map_err(doing(&id))?;
         let svid = Svid::new(issued.chain, key).map_err(doing(&id))?;
         svid.save(directory).map_err(doing(&id))?;
-        for file in std::fs::read_dir(directory).map_err(doing(directory.display()))?.flatten() {
-            give_to_proxy(&file.path())?;
-        }
+        give_to_proxy(&directory.join("svid.pem"))?;
         write_for_proxy(&directory.join(BUNDLE), &self.0.bundle().to_pem())
     }
 }
@@ -80,7 +77,7 @@ pub(crate) fn run(directory: &Path) -> Result<()> {
     let server = server_config(&svid, &verifier, ALPN_TUNNEL, ClientAuth::Required).map_err(Failure::new)?;
     let (connector, acceptor) = (TlsConnector::from(client), TlsAcceptor::from(server));
     // The name goes nowhere: whoever has a certificate of this authority is well.
-    let name = ServerName::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST));
+    let name = ServerName::from(IpAddr::from(Ipv4Addr::LOCALHOST));
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(doing("the runtime"))?.block_on(async move {
@@ -107,16 +104,10 @@ where
     let listener = TcpListener::bind(at).await?;
     loop {
         let (stream, _) = listener.accept().await?;
-        if let Ok(destination) = stream.set_nodelay(true).and_then(|()| original_destination(&stream)) {
-            tokio::spawn(handle(stream, destination));
+        if let (Ok(()), Ok(destination)) = (stream.set_nodelay(true), original_dst(&stream)) {
+            tokio::spawn(handle(stream, destination.0));
         }
     }
-}
-
-fn original_destination(stream: &TcpStream) -> std::io::Result<SocketAddr> {
-    let original = getsockopt(stream, OriginalDst)?;
-    let address = Ipv4Addr::from(u32::from_be(original.sin_addr.s_addr));
-    Ok(SocketAddrV4::new(address, u16::from_be(original.sin_port)).into())
 }
 
 async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {

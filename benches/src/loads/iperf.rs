@@ -41,9 +41,9 @@ pub(crate) fn run(host: &Host, to: SocketAddr, streams: u32, way: Way, length: D
         arguments.push("-R");
     }
     let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
-    let deadline = Instant::now() + BUSY;
+    let (iperf, deadline) = (Tool::Iperf3.find()?, Instant::now() + BUSY);
     loop {
-        let found = printed(host, Tool::Iperf3.find()?, &arguments).and_then(|text| read(&text));
+        let found = printed(host, iperf.clone(), &arguments).and_then(|text| read(&text));
         if !found.as_ref().is_err_and(is_busy) || Instant::now() > deadline {
             return found;
         }
